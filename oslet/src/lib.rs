@@ -1,0 +1,14 @@
+//! Partitions, shared region, rings and membership: knows nothing of blocks or files.
+//!
+//! The words used here are those of docs/ARCHITECTURE.md. `unsafe` lives in [`sys`] (system calls)
+//! and [`region`] (shared memory access) and nowhere else.
+
+#[cfg(not(target_pointer_width = "64"))]
+compile_error!("the region needs a 64-bit address space");
+
+pub mod error;
+pub mod id;
+pub mod limits;
+pub mod sync;
+
+pub use error::{Error, Result};

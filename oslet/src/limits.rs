@@ -1,0 +1,36 @@
+//! Every bound of the shared memory in one place, with the relations between them asserted.
+
+/// OSlets in one cluster.
+pub const MAX_OSLETS: usize = 64;
+/// Participants in one OSlet: its runtime and up to 15 native clients.
+pub const SLOTS_PER_OSLET: usize = 16;
+/// Segments that can be named.
+pub const MAX_PARTICIPANTS: usize = MAX_OSLETS * SLOTS_PER_OSLET;
+/// Objects (volumes and devices) whose owner the control page records.
+pub const MAX_OWNED_OBJECTS: usize = 256;
+
+/// Bytes of a frame, the unit of data memory: the smallest page of every supported machine.
+pub const FRAME_SIZE: usize = 4096;
+/// log2 of [`FRAME_SIZE`].
+pub const FRAME_SHIFT: u32 = 12;
+/// Bits of a frame number: 2^26 frames are 256 GiB in one segment.
+pub const FRAME_BITS: u32 = 26;
+/// Bits of a generation.
+pub const GENERATION_BITS: u32 = 24;
+/// Bits of a participant's index.
+pub const PARTICIPANT_BITS: u32 = 10;
+/// Frames of one segment.
+pub const MAX_FRAMES: usize = 1 << FRAME_BITS;
+
+/// Bytes of a cache line; control words that different participants write are this far apart.
+pub const LINE: usize = 64;
+
+/// Bytes of an OSlet's or a cluster's name.
+pub const MAX_NAME: usize = 32;
+
+const _: () = {
+    assert!(1 << FRAME_SHIFT == FRAME_SIZE);
+    assert!(MAX_PARTICIPANTS == 1 << PARTICIPANT_BITS);
+    assert!(GENERATION_BITS + FRAME_BITS + PARTICIPANT_BITS <= 60);
+    assert!(MAX_OSLETS <= u8::MAX as usize && SLOTS_PER_OSLET <= u8::MAX as usize);
+};

@@ -1,0 +1,2 @@
+//! Block devices: backends, stacking and proxying by page reference.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! Harness and scenarios that run the whole system.
+#![forbid(unsafe_code)]

@@ -1,0 +1,4 @@
+//! The `oslet` command.
+#![forbid(unsafe_code)]
+
+fn main() {}
