@@ -32,5 +32,5 @@ const _: () = {
     assert!(1 << FRAME_SHIFT == FRAME_SIZE);
     assert!(MAX_PARTICIPANTS == 1 << PARTICIPANT_BITS);
     assert!(GENERATION_BITS + FRAME_BITS + PARTICIPANT_BITS <= 60);
-    assert!(MAX_OSLETS <= u8::MAX as usize && SLOTS_PER_OSLET <= u8::MAX as usize);
+    assert!(MAX_OSLETS <= 64 && SLOTS_PER_OSLET <= 256);
 };
