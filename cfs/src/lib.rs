@@ -1,2 +1,10 @@
 //! The filesystem: on-disk format, journal, cache, coherence and mounts.
 #![forbid(unsafe_code)]
+
+pub mod disk;
+pub mod engine;
+mod error;
+pub mod id;
+pub mod limits;
+
+pub use error::{Error, Result};

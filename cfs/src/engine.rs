@@ -1,0 +1,3 @@
+//! The owner's engine: what the on-disk structures of a volume mean.
+
+pub mod store;

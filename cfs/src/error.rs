@@ -1,0 +1,117 @@
+//! What can go wrong in this crate.
+
+use std::fmt::Display;
+use std::io;
+
+use rustix::io::Errno;
+
+/// A result of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// An error that names its object, the value, and what to do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The storage underneath failed.
+    #[error("{what}: {source}")]
+    Io {
+        /// The object and what was tried.
+        what: String,
+        /// The answer of the storage.
+        source: io::Error,
+    },
+    /// Bytes of the volume that contradict the format; what does not depend on them stays usable.
+    #[error("{what}: {why} (run e2fsck)")]
+    Corrupt {
+        /// The object.
+        what: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// No filesystem that this crate could read: the whole message.
+    #[error("{0}")]
+    NotExt(String),
+    /// The volume uses a feature that this crate does not support.
+    #[error("feature {feature} is not supported{hint}")]
+    Refused {
+        /// The feature's name as in `mke2fs -O`, and its bit.
+        feature: String,
+        /// Why, and what to do.
+        hint: &'static str,
+    },
+    /// The journal holds transactions that are not in place yet.
+    #[error("the journal needs recovery: replay it first")]
+    NeedsRecovery,
+    /// Somebody else uses the volume.
+    #[error("{0}")]
+    Busy(String),
+    /// An argument that no volume could honour.
+    #[error("{0}")]
+    Invalid(String),
+    /// No such name.
+    #[error("no such file or directory")]
+    NotFound,
+    /// An inode number or generation that is not in use.
+    #[error("{0} is not in use")]
+    Stale(String),
+    /// A directory was needed.
+    #[error("not a directory")]
+    NotADirectory,
+    /// Something other than a directory was needed.
+    #[error("is a directory")]
+    IsADirectory,
+    /// A name of more than 255 bytes.
+    #[error("name too long")]
+    NameTooLong,
+    /// No such extended attribute.
+    #[error("no such attribute")]
+    NoAttribute,
+    /// No data, or no hole, at or after the offset.
+    #[error("no such offset")]
+    NoSuchOffset,
+    /// The object is encrypted: its names and contents need a key.
+    #[error("{0} is encrypted and there is no key")]
+    Encrypted(String),
+    /// The volume or its storage is read-only.
+    #[error("read-only filesystem")]
+    ReadOnly,
+    /// A bounded resource is used up.
+    #[error("{0}")]
+    Exhausted(String),
+}
+
+impl Error {
+    /// Wraps the storage's error: `map_err(Error::io("disk.img: read"))`.
+    pub fn io<E: Into<io::Error>>(what: impl Into<String>) -> impl FnOnce(E) -> Self {
+        let what = what.into();
+        move |source| Self::Io { what, source: source.into() }
+    }
+
+    /// An object whose bytes contradict the format.
+    pub fn corrupt(what: impl Display, why: impl Into<String>) -> Self {
+        Self::Corrupt { what: what.to_string(), why: why.into() }
+    }
+
+    /// The number that a system call would return for this.
+    pub fn errno(&self) -> i32 {
+        let errno = match self {
+            Self::Io { source, .. } => return source.raw_os_error().unwrap_or(EIO),
+            Self::Corrupt { .. } => Errno::UCLEAN,
+            Self::NotExt(_) | Self::Refused { .. } | Self::Invalid(_) => Errno::INVAL,
+            Self::NeedsRecovery | Self::ReadOnly => Errno::ROFS,
+            Self::Busy(_) => Errno::BUSY,
+            Self::NotFound => Errno::NOENT,
+            Self::Stale(_) => Errno::STALE,
+            Self::NotADirectory => Errno::NOTDIR,
+            Self::IsADirectory => Errno::ISDIR,
+            Self::NameTooLong => Errno::NAMETOOLONG,
+            Self::NoAttribute => Errno::NODATA,
+            Self::NoSuchOffset => Errno::NXIO,
+            Self::Encrypted(_) => Errno::NOKEY,
+            Self::Exhausted(_) => Errno::NOMEM,
+        };
+        errno.raw_os_error()
+    }
+}
+
+const EIO: i32 = Errno::IO.raw_os_error();

@@ -1,0 +1,28 @@
+//! Every bound of this crate in one place, with the relations between them asserted.
+
+/// The smallest block of the format.
+pub const MIN_BLOCK_SIZE: u32 = 1024;
+/// The largest block of the format.
+pub const MAX_BLOCK_SIZE: u32 = 65536;
+/// The smallest inode of the format.
+pub const MIN_INODE_SIZE: u32 = 128;
+/// Bytes of a name.
+pub const MAX_NAME: usize = 255;
+/// Groups of one volume, whose descriptors are kept in memory: 512 TiB in groups of 128 MiB.
+pub const MAX_GROUPS: u32 = 1 << 22;
+/// Levels of an extent tree below its root.
+pub const MAX_EXTENT_DEPTH: u16 = 5;
+/// Levels of a hashed directory below its root: two with `large_dir`.
+pub const MAX_HTREE_LEVELS: u8 = 2;
+/// Bytes of one extended attribute's value (the kernel's `XATTR_SIZE_MAX`).
+pub const MAX_XATTR_VALUE: usize = 65536;
+/// Bytes that the memory layer over a read-only source may hold: the largest journal is replayed
+/// into it.
+pub const MAX_OVERLAY: u64 = 1 << 30;
+/// Bytes of metadata blocks that a volume keeps in memory by default.
+pub const METADATA_CACHE: usize = 64 << 20;
+
+const _: () = {
+    assert!(MIN_BLOCK_SIZE.is_power_of_two() && MAX_BLOCK_SIZE.is_power_of_two());
+    assert!(METADATA_CACHE >= 16 * MAX_BLOCK_SIZE as usize);
+};
