@@ -1,0 +1,4 @@
+//! Benchmarks of the peers alone.
+#![forbid(unsafe_code)]
+
+fn main() {}

@@ -1,0 +1,125 @@
+//! The table of what `cargo xtask test` does, in order.
+
+use std::time::Duration;
+
+/// One thing to check.
+pub(crate) struct Step {
+    pub(crate) name: &'static str,
+    /// What would go unnoticed without it.
+    pub(crate) why: &'static str,
+    /// Each is a command line without quoting; `cargo` is the cargo that runs this.
+    pub(crate) commands: &'static [&'static str],
+    pub(crate) environment: &'static [(&'static str, &'static str)],
+    /// A build directory of its own, below the common one, for flags that change every crate.
+    pub(crate) own_target: Option<&'static str>,
+    /// A tool of cargo that is installed when missing; the step is skipped when it cannot be.
+    pub(crate) tool: Option<&'static str>,
+    /// How often the commands run: by default and with `--full`. 0: not at all.
+    pub(crate) rounds: (u32, u32),
+    /// How long one command may take: by default and with `--full`.
+    pub(crate) limit_s: (u64, u64),
+    /// The commands are test programs, and this many tests at least must have run.
+    pub(crate) tests_at_least: usize,
+    /// Text in the output of a failed command by which the step counts as skipped, and why.
+    pub(crate) skipped_if: Option<(&'static str, &'static str)>,
+}
+
+const CHECK: Step = Step {
+    name: "",
+    why: "",
+    commands: &[],
+    environment: &[],
+    own_target: None,
+    tool: None,
+    rounds: (1, 1),
+    limit_s: (600, 1800),
+    tests_at_least: 0,
+    skipped_if: None,
+};
+
+/// All steps, the quick ones first.
+pub(crate) const STEPS: &[Step] = &[
+    Step {
+        name: "fmt",
+        why: "one layout of the code",
+        commands: &["cargo fmt --all --check"],
+        ..CHECK
+    },
+    Step {
+        name: "tidy",
+        why: "layers, unsafe, sizes, links, sync points",
+        commands: &["cargo xtask tidy"],
+        ..CHECK
+    },
+    Step {
+        name: "clippy",
+        why: "warnings are errors",
+        commands: &["cargo clippy --workspace --all-targets -- -D warnings"],
+        ..CHECK
+    },
+    Step {
+        name: "deny",
+        why: "banned crates, licences, sources",
+        commands: &["cargo deny --all-features check bans licenses sources"],
+        tool: Some("cargo-deny"),
+        ..CHECK
+    },
+    Step {
+        name: "advisories",
+        why: "dependencies with known holes",
+        commands: &["cargo deny --all-features check advisories"],
+        tool: Some("cargo-deny"),
+        skipped_if: Some((
+            "failed to fetch advisory database",
+            "the advisory database cannot be reached from here",
+        )),
+        ..CHECK
+    },
+    Step {
+        name: "doc",
+        why: "documentation without broken links",
+        commands: &["cargo doc --workspace --no-deps --document-private-items"],
+        environment: &[("RUSTDOCFLAGS", "-D warnings")],
+        ..CHECK
+    },
+    Step {
+        name: "build",
+        why: "the binary that the scenarios run, as users build it",
+        commands: &["cargo build --release --package tools"],
+        ..CHECK
+    },
+    Step {
+        name: "test",
+        why: "units and scenarios",
+        commands: &["cargo test --workspace --lib --bins --tests --no-fail-fast -- --show-output"],
+        limit_s: (900, 7200),
+        tests_at_least: 1,
+        ..CHECK
+    },
+    Step {
+        name: "doctest",
+        why: "the examples in the documentation",
+        commands: &["cargo test --workspace --doc --no-fail-fast -- --show-output"],
+        ..CHECK
+    },
+    Step {
+        name: "loom",
+        why: "models of what processes do to shared words at once",
+        commands: &["cargo test --release --package oslet --lib -- --show-output loom"],
+        environment: &[("RUSTFLAGS", "--cfg loom")],
+        own_target: Some("loom"),
+        ..CHECK
+    },
+];
+
+impl Step {
+    /// How often the step runs.
+    pub(crate) fn rounds(&self, full: bool) -> u32 {
+        if full { self.rounds.1 } else { self.rounds.0 }
+    }
+
+    /// How long one of its commands may take.
+    pub(crate) fn limit(&self, full: bool) -> Duration {
+        Duration::from_secs(if full { self.limit_s.1 } else { self.limit_s.0 })
+    }
+}
