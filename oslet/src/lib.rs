@@ -6,9 +6,11 @@
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("the region needs a 64-bit address space");
 
+pub mod arena;
 pub mod error;
 pub mod id;
 pub mod limits;
+pub mod region;
 pub mod sync;
 
 pub use error::{Error, Result};

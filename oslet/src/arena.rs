@@ -1,0 +1,170 @@
+//! The frames of this process's own segment: who may fill one, and when it is reused.
+//!
+//! A frame is *free*, *owned* (one [`OwnedFrame`] fills it), *published* (references are handed
+//! out), or in *limbo* (retired, but some participant still pins it). Retiring is: whoever linked
+//! the frame removes the link; the generation advances, so that references in messages turn stale;
+//! then every participant's counter is looked at. A reader does it in the opposite order - pin,
+//! fence, look at the link or the generation again - so that one of the two sees the other.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::id::{FrameNo, PageRef, ParticipantId};
+use crate::region::{OwnedFrame, Region};
+use crate::sync::{Ordering, fence};
+use crate::{Error, Result};
+
+/// Frames looked at in one sweep of the limbo, so that an allocation's time is bounded.
+const SWEEP: usize = 256;
+
+/// The allocator of this process's frames.
+#[derive(Debug)]
+pub struct Arena {
+    region: Arc<Region>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    limbo: Vec<FrameNo>,
+    /// Where the next sweep of the limbo starts.
+    hand: usize,
+}
+
+/// How the frames are used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// All frames of the segment.
+    pub total: usize,
+    /// Ready to be owned.
+    pub free: usize,
+    /// Retired, still pinned by somebody when last looked at.
+    pub limbo: usize,
+}
+
+impl Arena {
+    /// All frames of the own segment, free. There is one arena a region.
+    pub fn new(region: &Arc<Region>) -> Arc<Self> {
+        let state = Mutex::new(State { limbo: Vec::new(), hand: 0 });
+        Arc::new(Self { region: Arc::clone(region), state })
+    }
+
+    /// The region that the frames lie in.
+    pub fn region(&self) -> &Arc<Region> {
+        &self.region
+    }
+
+    /// A frame to fill.
+    ///
+    /// # Errors
+    /// [`Error::Exhausted`] when none is free and nothing in limbo has come free.
+    pub fn alloc(&self) -> Result<OwnedFrame> {
+        let own = self.region.own();
+        if let Some(frame) = own.claim() {
+            return Ok(frame);
+        }
+        let mut state = self.state.lock();
+        self.sweep(&mut state);
+        if let Some(frame) = own.claim() {
+            return Ok(frame);
+        }
+        Err(Error::Exhausted(format!(
+            "region: all {} frames of {:?} are in use, {} of them only pinned",
+            self.region.own().frames(),
+            self.region.own().participant(),
+            state.limbo.len()
+        )))
+    }
+
+    /// `count` frames to fill, or none.
+    pub fn alloc_many(&self, count: usize) -> Result<Vec<OwnedFrame>> {
+        (0..count).map(|_| self.alloc()).collect()
+    }
+
+    /// Retires published frames: no index links them any more. Each is free at once or, while
+    /// somebody pins it, later.
+    pub fn retire(&self, pages: &[PageRef]) {
+        let own = self.region.own();
+        for page in pages {
+            debug_assert_eq!(page.home, own.participant(), "{page:?} has another home");
+            own.advance_generation(page.frame);
+        }
+        // SYNC POINT: pin or reuse
+        fence(Ordering::SeqCst);
+        let mut state = self.state.lock();
+        state.limbo.extend(pages.iter().map(|page| page.frame));
+        let from = state.limbo.len() - pages.len();
+        self.sweep_range(&mut state, from, pages.len());
+    }
+
+    /// Looks at some of the limbo again; call it now and then. Returns how many came free.
+    pub fn tick(&self) -> usize {
+        self.sweep(&mut self.state.lock())
+    }
+
+    fn sweep(&self, state: &mut State) -> usize {
+        if state.hand >= state.limbo.len() {
+            state.hand = 0;
+        }
+        let (from, count) = (state.hand, SWEEP.min(state.limbo.len() - state.hand));
+        let freed = self.sweep_range(state, from, count);
+        state.hand = from + count - freed;
+        freed
+    }
+
+    /// Frees those of `limbo[from..from + count]` that nobody pins.
+    fn sweep_range(&self, state: &mut State, from: usize, count: usize) -> usize {
+        if count == 0 {
+            return 0;
+        }
+        let (index, unknown) = self.region.pin_index();
+        if !unknown.is_empty() {
+            // Somebody's pins cannot be read: whatever it pins must stay. Membership fences it.
+            return 0;
+        }
+        let own = self.region.own();
+        let mut at = from;
+        for _ in 0..count {
+            let frame = state.limbo[at];
+            let pinned = self.region.pinned_by(&index, frame.0 as usize).is_some();
+            if pinned || !own.unpublish(frame) {
+                at += 1;
+            } else {
+                // Later entries move up one place, within the range or from behind it.
+                state.limbo.swap_remove(at);
+            }
+        }
+        from + count - at
+    }
+
+    /// How the frames are used now.
+    pub fn usage(&self) -> Usage {
+        let state = self.state.lock();
+        Usage {
+            total: self.region.own().frames(),
+            free: self.region.own().free_frames(),
+            limbo: state.limbo.len(),
+        }
+    }
+
+    /// How many limbo frames each participant keeps from being reused: the number that a quota
+    /// bounds. Participants whose pins cannot be read come with the reason.
+    pub fn limbo_charges(&self) -> (Vec<(ParticipantId, usize)>, Vec<(ParticipantId, Error)>) {
+        let limbo = self.state.lock().limbo.clone();
+        let (index, bad) = self.region.pin_index();
+        let mut charges: Vec<(ParticipantId, usize)> = Vec::new();
+        for frame in limbo {
+            if let Some(who) = self.region.pinned_by(&index, frame.0 as usize) {
+                match charges.iter_mut().find(|(p, _)| *p == who) {
+                    Some((_, count)) => *count += 1,
+                    None => charges.push((who, 1)),
+                }
+            }
+        }
+        (charges, bad)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,69 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use super::*;
+use crate::id::{Epoch, OsletId};
+use crate::region::{Backing, ControlPage, OwnSegment, Paging, SegmentSpec};
+
+fn region(control: &ControlPage, index: usize, frames: usize) -> Arc<Region> {
+    let spec = SegmentSpec {
+        participant: ParticipantId::runtime(OsletId::new(index).unwrap()),
+        epoch: Epoch(1),
+        frames,
+        space: 1 << 16,
+        paging: Paging::default(),
+    };
+    let own = OwnSegment::create(&Backing::Memfd, control.cluster(), &spec).unwrap();
+    let control = ControlPage::open(control.file().try_clone().unwrap()).unwrap();
+    Region::new(control, own, Paging::default()).unwrap()
+}
+
+/// One home refills a few frames as fast as it can while readers pin what they find in a shared
+/// word: a pinned page must show one fill throughout.
+#[test]
+fn a_pinned_page_never_changes_under_its_reader() {
+    let control = ControlPage::create(&Backing::Memfd, "stress", 2).unwrap();
+    let (home, reader) = (region(&control, 0, 4), region(&control, 1, 1));
+    let id = |index| ParticipantId::runtime(OsletId::new(index).unwrap());
+    home.map(&reader.own().reader().unwrap(), id(1), Epoch(1)).unwrap();
+    reader.map(&home.own().reader().unwrap(), id(0), Epoch(1)).unwrap();
+    let arena = Arena::new(&home);
+    let link = AtomicU64::new(0);
+    let done = AtomicBool::new(false);
+    let (mut reads, mut fills) = (0u64, 0u64);
+    std::thread::scope(|scope| {
+        let reading = scope.spawn(|| {
+            let mut reads = 0u64;
+            while !done.load(Ordering::Relaxed) {
+                let word = link.load(Ordering::Acquire);
+                let Some(page) = PageRef::from_word(word) else { continue };
+                let still = || link.load(Ordering::SeqCst) == word;
+                if let Some(guard) = reader.pin_if(page, still).unwrap() {
+                    let first = guard.bytes().word(0).unwrap();
+                    for at in (0..4096).step_by(512) {
+                        assert_eq!(guard.bytes().word(at).unwrap(), first, "refilled while pinned");
+                    }
+                    reads += 1;
+                }
+            }
+            reads
+        });
+        let until = std::time::Instant::now() + std::time::Duration::from_millis(400);
+        let mut old: Option<PageRef> = None;
+        while std::time::Instant::now() < until {
+            let Ok(mut frame) = arena.alloc() else { continue };
+            fills += 1;
+            for chunk in frame.bytes().unwrap().as_mut().chunks_mut(8) {
+                chunk.copy_from_slice(&fills.to_ne_bytes());
+            }
+            let page = frame.publish();
+            link.store(page.to_word(), Ordering::SeqCst);
+            if let Some(old) = old.replace(page) {
+                arena.retire(&[old]);
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+        reads = reading.join().unwrap();
+    });
+    assert!(reads > 100 && fills > 100, "{reads} reads, {fills} fills: nothing was tested");
+}

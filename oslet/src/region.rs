@@ -1,0 +1,267 @@
+//! The shared memory of a cluster, as one process has it mapped.
+//!
+//! A [`Region`] holds the control page, this process's own segment and every other participant's.
+//! Pages are read through it: [`Region::pin`] turns a reference into a [`PageGuard`].
+//!
+//! Nothing is ever unmapped while a region lives: a segment that is gone keeps its addresses and
+//! reads as zeros once [`Region::forget`] has given its memory back. So a stale pointer costs
+//! address space, never a signal.
+
+mod backing;
+mod control;
+pub mod layout;
+mod map;
+mod segment;
+mod space;
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicPtr};
+
+use parking_lot::Mutex;
+
+pub use backing::{Backing, HUGE_PAGE};
+pub use control::{ClusterId, ControlPage, MemberState, Membership, Ownership};
+pub use map::{Atom, Mapping, Paging, RawSlice, RawSliceMut, Ro, Rw};
+pub use segment::{OwnSegment, OwnedFrame, PeerSegment, SegmentSpec, Table};
+
+use crate::id::{Epoch, PageRef, ParticipantId};
+use crate::sync::{AtomicU16, Ordering, fence, fence_after_rmw};
+use crate::{Error, Result, limits};
+
+/// Pins of one participant on one frame at a time; beyond it a pin is refused.
+const MAX_PINS_PER_FRAME: u16 = 0x7fff;
+
+/// One mapped segment and this process's pins on it.
+#[derive(Debug)]
+struct Mapped {
+    segment: PeerSegment,
+    pins: Rw<AtomicU16>,
+    /// Set before the memory is given back. Readers look at it behind their pin.
+    forgotten: AtomicBool,
+}
+
+/// The shared memory of a cluster, as this process has it mapped.
+#[derive(Debug)]
+pub struct Region {
+    control: ControlPage,
+    own: Arc<OwnSegment>,
+    paging: Paging,
+    /// By participant index; null where nobody is mapped.
+    slots: Box<[AtomicPtr<Mapped>]>,
+    /// Every record ever made; freed when the region is dropped.
+    records: Mutex<Vec<NonNull<Mapped>>>,
+}
+
+// SAFETY: the records behind the pointers are `Sync`, shared by `&`, and freed in `drop` alone.
+unsafe impl Send for Region {}
+// SAFETY: as above.
+unsafe impl Sync for Region {}
+
+impl Region {
+    /// The region with this process's own segment mapped; others are added by [`Self::map`].
+    pub fn new(control: ControlPage, own: Arc<OwnSegment>, paging: Paging) -> Result<Arc<Self>> {
+        let slots = (0..limits::MAX_PARTICIPANTS).map(|_| AtomicPtr::default()).collect();
+        let region = Self { control, own, paging, slots, records: Mutex::default() };
+        let reader = region.own.reader()?;
+        region.map(&reader, region.own.participant(), region.own.epoch())?;
+        Ok(Arc::new(region))
+    }
+
+    /// The control page.
+    pub fn control(&self) -> &ControlPage {
+        &self.control
+    }
+
+    /// The segment that this process writes.
+    pub fn own(&self) -> &Arc<OwnSegment> {
+        &self.own
+    }
+
+    /// Maps a participant's segment, in place of an earlier incarnation's if there is one, and
+    /// makes the counters to pin its frames with.
+    ///
+    /// The participant must map *our* segment before we pin its frames, or it would not see the
+    /// pins: membership exchanges both before it says that a peer is there.
+    pub fn map(&self, file: &std::fs::File, who: ParticipantId, epoch: Epoch) -> Result<()> {
+        // Only the first mapping of own memory has to bring pages in; tables are already there.
+        let paging = if who == self.own.participant() { Paging::default() } else { self.paging };
+        let segment = PeerSegment::open(file, self.control.cluster(), who, epoch, paging)?;
+        let mut records = self.records.lock();
+        if let Some(old) = self.mapped(who) {
+            if old.segment.epoch() >= epoch {
+                return Err(Error::Invalid(format!(
+                    "{who:?}: epoch {} is mapped, {epoch} is not after it",
+                    old.segment.epoch()
+                )));
+            }
+            self.forget_record(who, old)?;
+        }
+        let pins = self.own.publish_pins(&segment)?;
+        let record = Box::new(Mapped { segment, pins, forgotten: AtomicBool::new(false) });
+        let record = NonNull::from(Box::leak(record));
+        records.push(record);
+        // SYNC POINT: segment mapped
+        self.slots[who.index()].store(record.as_ptr(), Ordering::Release);
+        Ok(())
+    }
+
+    /// Gives back the memory of a participant that is fenced and whose frames nobody here uses any
+    /// more. Returns false, and changes nothing, while this process has one of them pinned.
+    pub fn forget(&self, who: ParticipantId, epoch: Epoch) -> Result<bool> {
+        let _records = self.records.lock();
+        match self.mapped(who) {
+            Some(record) if record.segment.epoch() == epoch => {
+                if self.any_pinned(record) {
+                    return Ok(false);
+                }
+                self.forget_record(who, record).map(|()| true)
+            }
+            _ => Ok(true),
+        }
+    }
+
+    fn any_pinned(&self, record: &Mapped) -> bool {
+        (0..record.pins.len()).any(|frame| record.pins.load(frame, Ordering::SeqCst) != 0)
+    }
+
+    /// With `records` locked.
+    fn forget_record(&self, who: ParticipantId, record: &Mapped) -> Result<()> {
+        record.forgotten.store(true, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        self.slots[who.index()].store(std::ptr::null_mut(), Ordering::SeqCst);
+        if self.any_pinned(record) {
+            // Guards of a replaced incarnation keep its memory until the region is dropped.
+            return Ok(());
+        }
+        self.own.retract_pins(who);
+        record.segment.forget_contents()
+    }
+
+    /// A participant's segment, if it is mapped.
+    #[inline]
+    pub fn segment(&self, who: ParticipantId) -> Option<&PeerSegment> {
+        self.mapped(who).map(|record| &record.segment)
+    }
+
+    #[inline(always)]
+    fn mapped(&self, who: ParticipantId) -> Option<&Mapped> {
+        // SYNC POINT: segment mapped
+        let record = self.slots[who.index()].load(Ordering::Acquire);
+        // SAFETY: null or a record of `records`, which live as long as the region.
+        unsafe { record.as_ref() }
+    }
+
+    /// Pins the frame of `page` if `still` holds afterwards, and gives access to it.
+    ///
+    /// `still` re-reads what the reference was found in (a page index entry); together with the
+    /// home's order - entry removed, fence, pins scanned - it guarantees that a pinned frame is
+    /// not reused. Returns `None` if the reference is stale or names nothing.
+    #[inline(always)]
+    pub fn pin_if(
+        &self,
+        page: PageRef,
+        still: impl FnOnce() -> bool,
+    ) -> Result<Option<PageGuard<'_>>> {
+        let Some(record) = self.mapped(page.home) else { return Ok(None) };
+        let Some(bytes) = record.segment.frame(page.frame) else { return Ok(None) };
+        let counter = page.frame.0 as usize;
+        // SYNC POINT: pin or reuse
+        let before = record.pins.fetch_add(counter, 1, Ordering::SeqCst);
+        fence_after_rmw();
+        let guard = PageGuard { bytes, pins: &record.pins, page };
+        if before >= MAX_PINS_PER_FRAME {
+            return Err(Error::Exhausted(format!(
+                "{page:?}: pinned {before} times by this process; drop some of its guards"
+            )));
+        }
+        // The guard's drop takes the pin back.
+        Ok((!record.forgotten.load(Ordering::Relaxed) && still()).then_some(guard))
+    }
+
+    /// Pins the frame of a reference that came in a message: it is valid while its generation is.
+    pub fn pin(&self, page: PageRef) -> Result<Option<PageGuard<'_>>> {
+        let Some(record) = self.mapped(page.home) else { return Ok(None) };
+        if page.frame.0 as usize >= record.segment.frames() {
+            return Ok(None);
+        }
+        self.pin_if(page, || record.segment.generation(page.frame) == page.generation)
+    }
+
+    /// The bytes of a frame without a pin: only for whoever otherwise knows that it is not reused
+    /// (its home, while it has not retired it).
+    pub fn peek(&self, page: PageRef) -> Option<RawSlice> {
+        self.mapped(page.home)?.segment.frame(page.frame)
+    }
+
+    /// Calls `found` for every mapped participant with its pin counter on an own frame that is not
+    /// zero; stops when it returns false. Part of reusing a frame: see [`crate::arena`].
+    pub(crate) fn pinned_by(&self, index: &PinIndex, frame: usize) -> Option<ParticipantId> {
+        index.0.iter().find(|(_, pins)| pins.load(frame, Ordering::SeqCst) != 0).map(|&(p, _)| p)
+    }
+
+    /// Where every mapped participant keeps its pins on own frames, at this moment. A participant
+    /// whose directory does not validate is reported instead: its pins are unknown.
+    pub(crate) fn pin_index(&self) -> (PinIndex, Vec<(ParticipantId, Error)>) {
+        let (mut found, mut bad) = (Vec::new(), Vec::new());
+        let (me, epoch, frames) = (self.own.participant(), self.own.epoch(), self.own.frames());
+        for index in 0..limits::MAX_PARTICIPANTS {
+            let Some(who) = ParticipantId::from_index(index) else { continue };
+            let Some(record) = self.mapped(who) else { continue };
+            match record.segment.pins_on(me, epoch, frames) {
+                Ok(Some(pins)) => found.push((who, pins)),
+                Ok(None) => {}
+                Err(error) => bad.push((who, error)),
+            }
+        }
+        (PinIndex(found), bad)
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        for record in self.records.get_mut().drain(..) {
+            // SAFETY: made by `Box::leak` in `map`, listed once; guards borrow the region, so none
+            // is left.
+            drop(unsafe { Box::from_raw(record.as_ptr()) });
+        }
+    }
+}
+
+/// Every participant's counters on this process's frames.
+#[derive(Debug)]
+pub(crate) struct PinIndex(Vec<(ParticipantId, Ro<AtomicU16>)>);
+
+/// A pinned frame: its memory is not reused while this lives.
+///
+/// It pins memory, not a version: what the page shows may change, as in any page cache.
+#[derive(Debug)]
+pub struct PageGuard<'r> {
+    bytes: RawSlice,
+    pins: &'r Rw<AtomicU16>,
+    page: PageRef,
+}
+
+impl PageGuard<'_> {
+    /// Which page.
+    pub fn page_ref(&self) -> PageRef {
+        self.page
+    }
+
+    /// Its bytes, valid while the guard lives.
+    #[inline(always)]
+    pub fn bytes(&self) -> &RawSlice {
+        &self.bytes
+    }
+}
+
+impl Drop for PageGuard<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        // SYNC POINT: unpin
+        self.pins.fetch_sub(self.page.frame.0 as usize, 1, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests;

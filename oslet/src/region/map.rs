@@ -1,0 +1,441 @@
+//! Mappings of shared files and typed views into them: the only code that dereferences the region.
+//!
+//! A view never hands out a Rust reference to memory that a peer may write (R3): control words are
+//! read as atomics by value, bytes are copied.
+
+use std::fs::File;
+use std::marker::PhantomData;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
+
+use memmap2::{MmapOptions, MmapRaw};
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+
+use crate::{Error, Result};
+
+/// How memory is brought in when it is mapped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Paging {
+    /// Ask for huge pages.
+    pub huge: bool,
+    /// Touch every page now, so that no later access faults one in.
+    pub prefault: bool,
+}
+
+/// A shared mapping of a file, read-write for the owner and read-only for all others.
+#[derive(Debug)]
+pub struct Mapping {
+    raw: MmapRaw,
+    writable: bool,
+    what: String,
+}
+
+impl Mapping {
+    /// Maps the first `len` bytes of `file`; `what` names it in errors.
+    pub fn new(file: &File, len: usize, writable: bool, what: &str) -> Result<Self> {
+        let actual = file.metadata().map_err(Error::io(format!("{what}: stat")))?.len();
+        if actual < len as u64 || len == 0 {
+            return Err(Error::Corrupt {
+                peer: what.to_owned(),
+                what: format!("its file has {actual} bytes, not the {len} that it should have"),
+            });
+        }
+        let mut options = MmapOptions::new();
+        options.len(len);
+        let raw = if writable { options.map_raw(file) } else { options.map_raw_read_only(file) };
+        let raw = raw.map_err(Error::io(format!("{what}: mmap of {len} bytes")))?;
+        Ok(Self { raw, writable, what: what.to_owned() })
+    }
+
+    /// Bytes mapped.
+    pub fn len(&self) -> usize {
+        self.raw.len()
+    }
+
+    /// Never: an empty mapping cannot be made.
+    pub fn is_empty(&self) -> bool {
+        self.raw.len() == 0
+    }
+
+    /// Brings the memory in as asked. Returns whether huge pages were obtained where asked for.
+    pub fn page_in(&self, paging: Paging) -> Result<bool> {
+        let mut huge = false;
+        if paging.huge {
+            // Both are requests: a kernel without huge shared pages refuses, and small ones serve.
+            huge = self.advise(Advice::LinuxHugepage).is_ok();
+        }
+        if paging.prefault || paging.huge {
+            let advice =
+                if self.writable { Advice::LinuxPopulateWrite } else { Advice::LinuxPopulateRead };
+            match self.advise(advice) {
+                Ok(()) | Err(rustix::io::Errno::INVAL) => {}
+                Err(e) => return Err(Error::io(format!("{}: populate", self.what))(e)),
+            }
+        }
+        if paging.huge {
+            huge &= self.collapse();
+        }
+        Ok(huge)
+    }
+
+    fn advise(&self, advice: Advice) -> rustix::io::Result<()> {
+        // SAFETY: the range is exactly this mapping; none of the advices used changes its contents.
+        unsafe { rustix::mm::madvise(self.raw.as_mut_ptr().cast(), self.raw.len(), advice) }
+    }
+
+    /// Asks the kernel to replace small pages by huge ones (Linux 6.1 and later).
+    fn collapse(&self) -> bool {
+        const MADV_COLLAPSE: i32 = 25;
+        // SAFETY: as in `advise`; collapsing keeps the contents.
+        let rc =
+            unsafe { libc::madvise(self.raw.as_mut_ptr().cast(), self.raw.len(), MADV_COLLAPSE) };
+        rc == 0
+    }
+
+    /// Gives the memory back while keeping the addresses: from now on every byte reads as zero.
+    /// For orphans that nothing uses any more; a late reader gets zeros, never a signal.
+    pub fn forget_contents(&self) -> Result<()> {
+        debug_assert!(!self.writable, "only a peer's memory is forgotten");
+        // SAFETY: the range is exactly this mapping, which stays mapped (and is unmapped by its
+        // owner's drop); replacing it by zero pages only changes what readers see, and readers of
+        // a peer's memory assume nothing of it (R3).
+        let mapped = unsafe {
+            rustix::mm::mmap_anonymous(
+                self.raw.as_mut_ptr().cast(),
+                self.raw.len(),
+                ProtFlags::READ,
+                MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE,
+            )
+        };
+        mapped.map(drop).map_err(Error::io(format!("{}: remap", self.what)))
+    }
+
+    fn at(&self, offset: usize, len: usize, align: usize) -> Result<NonNull<u8>> {
+        let fits = offset.checked_add(len).is_some_and(|end| end <= self.len());
+        if !fits || !offset.is_multiple_of(align) {
+            return Err(Error::Corrupt {
+                peer: self.what.clone(),
+                what: format!("{len} bytes at {offset} are outside its {} bytes", self.len()),
+            });
+        }
+        // SAFETY: offset is within the mapping, whose base is not null.
+        Ok(unsafe { NonNull::new_unchecked(self.raw.as_mut_ptr().add(offset)) })
+    }
+
+    /// The raw bytes `[offset, offset + len)`.
+    pub fn slice(self: &Arc<Self>, offset: usize, len: usize) -> Result<RawSlice> {
+        Ok(RawSlice { ptr: self.at(offset, len, 1)?, len })
+    }
+
+    /// `count` atomic words at `offset`, to read.
+    pub fn words<A: Atom>(self: &Arc<Self>, offset: usize, count: usize) -> Result<Ro<A>> {
+        let len = count.saturating_mul(size_of::<A>());
+        let ptr = self.at(offset, len, align_of::<A>())?.cast();
+        Ok(Ro { ptr, len: count, _map: Arc::clone(self), kind: PhantomData })
+    }
+
+    /// `count` atomic words at `offset`, to change. Only for memory that this process owns (R1) and
+    /// the control page.
+    pub fn words_mut<A: Atom>(self: &Arc<Self>, offset: usize, count: usize) -> Result<Rw<A>> {
+        if !self.writable {
+            return Err(Error::Invalid(format!("{}: mapped read-only", self.what)));
+        }
+        Ok(Rw(self.words(offset, count)?))
+    }
+}
+
+// SAFETY: `MmapRaw` is a plain range of addresses; all access goes through atomics and copies.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+/// An atomic integer that may lie in shared memory.
+pub trait Atom: private::Sealed {
+    /// Its value.
+    type Int: Copy + Eq;
+    /// An atomic load.
+    fn load(&self, order: Ordering) -> Self::Int;
+    /// An atomic store.
+    fn store(&self, value: Self::Int, order: Ordering);
+    /// An atomic compare-and-swap; the error is what was found.
+    fn compare_exchange(
+        &self,
+        current: Self::Int,
+        new: Self::Int,
+        order: Ordering,
+    ) -> std::result::Result<Self::Int, Self::Int>;
+    /// Adds, wrapping; returns what was there before.
+    fn fetch_add(&self, value: Self::Int, order: Ordering) -> Self::Int;
+    /// Subtracts, wrapping; returns what was there before.
+    fn fetch_sub(&self, value: Self::Int, order: Ordering) -> Self::Int;
+}
+
+mod private {
+    /// Closed to types for which every bit pattern is a value.
+    pub trait Sealed {}
+}
+
+macro_rules! atom {
+    ($atomic:ty, $int:ty) => {
+        impl private::Sealed for $atomic {}
+        impl Atom for $atomic {
+            type Int = $int;
+            #[inline(always)]
+            fn load(&self, order: Ordering) -> $int {
+                <$atomic>::load(self, order)
+            }
+            #[inline(always)]
+            fn store(&self, value: $int, order: Ordering) {
+                <$atomic>::store(self, value, order);
+            }
+            #[inline(always)]
+            fn compare_exchange(
+                &self,
+                current: $int,
+                new: $int,
+                order: Ordering,
+            ) -> std::result::Result<$int, $int> {
+                <$atomic>::compare_exchange(self, current, new, order, Ordering::Acquire)
+            }
+            #[inline(always)]
+            fn fetch_add(&self, value: $int, order: Ordering) -> $int {
+                <$atomic>::fetch_add(self, value, order)
+            }
+            #[inline(always)]
+            fn fetch_sub(&self, value: $int, order: Ordering) -> $int {
+                <$atomic>::fetch_sub(self, value, order)
+            }
+        }
+    };
+}
+atom!(AtomicU16, u16);
+atom!(AtomicU32, u32);
+atom!(AtomicU64, u64);
+
+/// An array of atomic words that this process may only read.
+#[derive(Clone, Debug)]
+pub struct Ro<A> {
+    ptr: NonNull<A>,
+    len: usize,
+    /// Keeps the words mapped.
+    _map: Arc<Mapping>,
+    kind: PhantomData<A>,
+}
+
+// SAFETY: the words are atomics inside a mapping that `map` keeps alive.
+unsafe impl<A: Atom> Send for Ro<A> {}
+// SAFETY: as above.
+unsafe impl<A: Atom> Sync for Ro<A> {}
+
+impl<A: Atom> Ro<A> {
+    /// How many words.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Loads word `index`.
+    ///
+    /// # Panics
+    /// If `index` is out of bounds: callers check what they take from a peer first.
+    #[inline(always)]
+    pub fn load(&self, index: usize, order: Ordering) -> A::Int {
+        self.atom(index).load(order)
+    }
+
+    #[inline(always)]
+    fn atom(&self, index: usize) -> &A {
+        assert!(index < self.len, "word {index} of {}", self.len);
+        // SAFETY: in bounds of the words that `Mapping::words` checked; an atomic may be shared with
+        // writers in other processes, and every bit pattern is a value of it.
+        unsafe { self.ptr.add(index).as_ref() }
+    }
+}
+
+impl Ro<AtomicU64> {
+    /// The half of word `index` that holds its low 32 bits, as a futex word: to wait on and to
+    /// wake, which the kernel allows on memory that is mapped read-only.
+    pub fn futex(&self, index: usize) -> &AtomicU32 {
+        let half = if cfg!(target_endian = "little") { 0 } else { 1 };
+        let word = std::ptr::from_ref(self.atom(index)).cast::<AtomicU32>();
+        // SAFETY: a 64-bit word holds two aligned 32-bit halves, and `self` keeps it mapped.
+        unsafe { &*word.add(half) }
+    }
+}
+
+/// An array of atomic words that this process may change.
+#[derive(Clone, Debug)]
+pub struct Rw<A>(Ro<A>);
+
+impl<A: Atom> Rw<A> {
+    /// How many words.
+    pub fn len(&self) -> usize {
+        self.0.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.len == 0
+    }
+
+    /// The same words, to read.
+    pub fn read_only(&self) -> &Ro<A> {
+        &self.0
+    }
+
+    /// Loads word `index`; panics if it is out of bounds.
+    #[inline(always)]
+    pub fn load(&self, index: usize, order: Ordering) -> A::Int {
+        self.0.load(index, order)
+    }
+
+    /// Stores word `index`; panics if it is out of bounds.
+    #[inline(always)]
+    pub fn store(&self, index: usize, value: A::Int, order: Ordering) {
+        self.0.atom(index).store(value, order);
+    }
+
+    /// Compare-and-swap of word `index`; the error is what was found.
+    #[inline(always)]
+    pub fn compare_exchange(
+        &self,
+        index: usize,
+        current: A::Int,
+        new: A::Int,
+        order: Ordering,
+    ) -> std::result::Result<A::Int, A::Int> {
+        self.0.atom(index).compare_exchange(current, new, order)
+    }
+
+    /// Adds to word `index`, wrapping; returns what was there before.
+    #[inline(always)]
+    pub fn fetch_add(&self, index: usize, value: A::Int, order: Ordering) -> A::Int {
+        self.0.atom(index).fetch_add(value, order)
+    }
+
+    /// Subtracts from word `index`, wrapping; returns what was there before.
+    #[inline(always)]
+    pub fn fetch_sub(&self, index: usize, value: A::Int, order: Ordering) -> A::Int {
+        self.0.atom(index).fetch_sub(value, order)
+    }
+}
+
+/// Bytes of shared memory, possibly written by a peer at any moment: to copy and to hand to system
+/// calls, never to reference.
+///
+/// Copyable like a pointer. It stays dereferenceable because a [`super::Region`] unmaps nothing
+/// before it is dropped; whoever hands one out ties it to the region's life.
+#[derive(Clone, Copy, Debug)]
+pub struct RawSlice {
+    ptr: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: it is an address range; every access copies through raw pointers.
+unsafe impl Send for RawSlice {}
+// SAFETY: as above.
+unsafe impl Sync for RawSlice {}
+
+impl RawSlice {
+    /// How many bytes.
+    #[inline(always)]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Where it is mapped here, for system calls.
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.ptr.as_ptr()
+    }
+
+    /// The bytes `[offset, offset + len)` of these, or `None` if they are not inside.
+    pub fn sub(&self, offset: usize, len: usize) -> Option<Self> {
+        let end = offset.checked_add(len)?;
+        if end > self.len {
+            return None;
+        }
+        // SAFETY: offset is within the slice.
+        Some(Self { ptr: unsafe { self.ptr.add(offset) }, len })
+    }
+
+    /// Copies the bytes from `offset` on into `out`.
+    ///
+    /// # Panics
+    /// If they are not all inside.
+    #[inline]
+    pub fn copy_to(&self, offset: usize, out: &mut [u8]) {
+        assert!(offset <= self.len && out.len() <= self.len - offset, "copy out of bounds");
+        // SAFETY: the source is in bounds of a live mapping and `out` is ours alone. A peer may
+        // write the source meanwhile: then the copy holds a mixture, which callers validate (R3).
+        unsafe {
+            std::ptr::copy_nonoverlapping(
+                self.ptr.as_ptr().add(offset),
+                out.as_mut_ptr(),
+                out.len(),
+            );
+        }
+    }
+
+    /// The bytes as a vector.
+    pub fn to_vec(&self) -> Vec<u8> {
+        let mut out = vec![0; self.len];
+        self.copy_to(0, &mut out);
+        out
+    }
+
+    /// Loads the byte at `offset`; `None` outside.
+    #[inline]
+    pub fn byte(&self, offset: usize) -> Option<u8> {
+        if offset >= self.len {
+            return None;
+        }
+        // SAFETY: in bounds; volatile, because a peer may write it.
+        Some(unsafe { self.ptr.as_ptr().add(offset).read_volatile() })
+    }
+
+    /// Loads the eight bytes at `offset` in the machine's order; `None` outside.
+    #[inline]
+    pub fn word(&self, offset: usize) -> Option<u64> {
+        if offset.checked_add(8)? > self.len {
+            return None;
+        }
+        // SAFETY: in bounds; unaligned reads are allowed by `read_unaligned`, and a torn value is
+        // still a value.
+        Some(unsafe { self.ptr.as_ptr().add(offset).cast::<u64>().read_unaligned() })
+    }
+}
+
+/// Bytes of a frame that this process owns and has not published: to fill.
+#[derive(Debug)]
+pub struct RawSliceMut(RawSlice);
+
+impl RawSliceMut {
+    /// # Safety
+    /// The bytes are mapped writable for as long as this value lives, and no other process and no
+    /// other value of this process writes them meanwhile.
+    pub(crate) unsafe fn new(slice: RawSlice) -> Self {
+        Self(slice)
+    }
+
+    /// The same bytes, to read.
+    pub fn as_raw(&self) -> RawSlice {
+        self.0
+    }
+
+    /// The bytes, exclusively.
+    pub fn as_mut(&mut self) -> &mut [u8] {
+        // SAFETY: by the contract of `new` nobody else writes them, and `&mut self` keeps this
+        // process's other accesses away.
+        unsafe { std::slice::from_raw_parts_mut(self.0.ptr.as_ptr(), self.0.len) }
+    }
+}

@@ -1,0 +1,570 @@
+//! Segments: made and written by one participant, mapped read-only by all others.
+
+use std::fs::File;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU8;
+
+use parking_lot::Mutex;
+
+use super::backing::{Backing, HUGE_PAGE, SharedFile};
+use super::control::{ClusterId, check_version};
+use super::layout::{self, segment as at};
+use super::map::{Mapping, Paging, RawSlice, RawSliceMut, Ro, Rw};
+use super::space::Space;
+use crate::id::{Epoch, FrameNo, Generation, ParticipantId};
+use crate::sync::{AtomicU16, AtomicU64, Ordering};
+use crate::{Error, Result, limits};
+
+/// How a segment is made.
+#[derive(Clone, Debug)]
+pub struct SegmentSpec {
+    /// Whose it is.
+    pub participant: ParticipantId,
+    /// In which incarnation.
+    pub epoch: Epoch,
+    /// Data frames.
+    pub frames: usize,
+    /// Bytes for rings, pin counters and published tables.
+    pub space: usize,
+    /// How its memory is brought in.
+    pub paging: Paging,
+}
+
+/// A published table's place, as its owner or a reader knows it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Table {
+    /// What it is; never zero. The crates above choose the numbers.
+    pub kind: u64,
+    /// Where it starts in the segment.
+    pub offset: usize,
+    /// How many bytes.
+    pub len: usize,
+    /// For whoever published it: which volume, how many entries.
+    pub argument: u64,
+}
+
+/// The segment that this process writes.
+#[derive(Debug)]
+pub struct OwnSegment {
+    shared: SharedFile,
+    map: Arc<Mapping>,
+    participant: ParticipantId,
+    epoch: Epoch,
+    words: Rw<AtomicU64>,
+    frame_table: Rw<AtomicU64>,
+    frames_offset: usize,
+    /// One byte a frame, private to this process: [`FREE`], [`CLAIMED`] or [`PUBLISHED`].
+    claims: Box<[AtomicU8]>,
+    /// The frames whose claim is [`FREE`].
+    free: Mutex<Vec<FrameNo>>,
+    space: Mutex<Space>,
+    huge: bool,
+}
+
+const FREE: u8 = 0;
+const CLAIMED: u8 = 1;
+const PUBLISHED: u8 = 2;
+
+/// Where the variable parts of a segment lie.
+struct Parts {
+    frame_table: usize,
+    space: usize,
+    frames: usize,
+    len: usize,
+}
+
+impl Parts {
+    fn of(spec: &SegmentSpec, page: usize) -> Option<Self> {
+        let frame_table = at::FIXED_LEN;
+        let space = frame_table
+            .checked_add(spec.frames.checked_mul(8)?)?
+            .checked_next_multiple_of(limits::FRAME_SIZE)?;
+        // Many frames start on a huge page, so that huge pages can map all of them.
+        let data = spec.frames.checked_mul(limits::FRAME_SIZE)?;
+        let align = if data >= HUGE_PAGE { HUGE_PAGE } else { limits::FRAME_SIZE };
+        let frames = space.checked_add(spec.space)?.checked_next_multiple_of(align)?;
+        let len = frames.checked_add(data)?.checked_next_multiple_of(page)?;
+        // What alignment adds belongs to the table space.
+        Some(Self { frame_table, space, frames, len })
+    }
+}
+
+impl OwnSegment {
+    /// Makes, reserves, maps and seals a segment.
+    ///
+    /// # Errors
+    /// When the memory cannot be reserved, or the sizes exceed [`limits`].
+    pub fn create(backing: &Backing, cluster: ClusterId, spec: &SegmentSpec) -> Result<Arc<Self>> {
+        let what = format!("segment of {:?} epoch {}", spec.participant, spec.epoch);
+        let parts = Parts::of(spec, backing.page_size());
+        let Some(parts) = parts.filter(|_| spec.frames <= limits::MAX_FRAMES) else {
+            return Err(Error::Invalid(format!(
+                "{what}: {} frames are too many; at most {} are possible",
+                spec.frames,
+                limits::MAX_FRAMES
+            )));
+        };
+        let oslet = spec.participant.oslet.index();
+        let tag = format!("{oslet}.{}.{}", spec.participant.slot(), spec.epoch);
+        let shared = backing.create(&tag, parts.len, &what)?;
+        let map = Arc::new(Mapping::new(&shared.file, parts.len, true, &what)?);
+        let huge = map.page_in(spec.paging)?;
+        shared.seal(&what)?;
+        let words = map.words_mut::<AtomicU64>(0, at::FIXED_LEN / 8)?;
+        let frame_table = map.words_mut::<AtomicU64>(parts.frame_table, spec.frames)?;
+        for frame in 0..spec.frames {
+            frame_table.store(frame, 1, Ordering::Relaxed);
+        }
+        let set = |offset: usize, value: u64| words.store(offset / 8, value, Ordering::Relaxed);
+        set(at::VERSION, layout::version_word());
+        set(at::CLUSTER, cluster.0[0]);
+        set(at::CLUSTER + 8, cluster.0[1]);
+        set(at::PARTICIPANT, participant_word(spec.participant, spec.epoch));
+        set(at::LENGTH, parts.len as u64);
+        set(at::FRAMES, spec.frames as u64);
+        set(at::FRAMES_OFFSET, parts.frames as u64);
+        set(at::FRAME_TABLE, parts.frame_table as u64);
+        set(at::SPACE_OFFSET, parts.space as u64);
+        set(at::SPACE_LENGTH, (parts.frames - parts.space) as u64);
+        set(at::PID, u64::from(std::process::id()));
+        // SYNC POINT: segment made
+        words.store(at::MAGIC / 8, layout::SEGMENT_MAGIC, Ordering::Release);
+        Ok(Arc::new(Self {
+            participant: spec.participant,
+            epoch: spec.epoch,
+            words,
+            frame_table,
+            frames_offset: parts.frames,
+            claims: (0..spec.frames).map(|_| AtomicU8::new(FREE)).collect(),
+            // Popped from the end: low frames first, so that a little-used segment touches little.
+            free: Mutex::new((0..spec.frames as u32).rev().map(FrameNo).collect()),
+            space: Mutex::new(Space::new(parts.space, parts.frames - parts.space)),
+            shared,
+            map,
+            huge,
+        }))
+    }
+
+    /// Whose it is.
+    pub fn participant(&self) -> ParticipantId {
+        self.participant
+    }
+
+    /// In which incarnation.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// Data frames.
+    pub fn frames(&self) -> usize {
+        self.claims.len()
+    }
+
+    /// Bytes of the whole segment, all of it reserved.
+    pub fn len(&self) -> usize {
+        self.map.len()
+    }
+
+    /// Never: a segment has at least its header.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// Whether the kernel granted huge pages.
+    pub fn huge(&self) -> bool {
+        self.huge
+    }
+
+    /// A descriptor for others, which can only be read.
+    pub fn reader(&self) -> Result<File> {
+        self.shared.reader("own segment")
+    }
+
+    /// Tells the others that this process still makes progress.
+    pub fn beat(&self) {
+        self.words.fetch_add(at::HEARTBEAT / 8, 1, Ordering::Relaxed);
+    }
+
+    /// Words of the table space, to write.
+    pub fn words_mut(&self, offset: usize, count: usize) -> Result<Rw<AtomicU64>> {
+        self.map.words_mut(offset, count)
+    }
+
+    /// 16-bit words of the table space, to write.
+    pub fn halfwords_mut(&self, offset: usize, count: usize) -> Result<Rw<AtomicU16>> {
+        self.map.words_mut(offset, count)
+    }
+
+    /// Bytes of the segment, to read.
+    pub fn slice(&self, offset: usize, len: usize) -> Result<RawSlice> {
+        self.map.slice(offset, len)
+    }
+
+    /// Copies `bytes` to `offset` of the table space.
+    ///
+    /// # Errors
+    /// If they do not fit inside the table space: frames are written through [`OwnedFrame`] only.
+    pub fn write(&self, offset: usize, bytes: &[u8]) -> Result<()> {
+        let end = offset.checked_add(bytes.len());
+        if offset < at::FIXED_LEN || end.is_none_or(|end| end > self.frames_offset) {
+            return Err(Error::Invalid(format!(
+                "own segment: {} bytes at {offset} are outside the table space",
+                bytes.len()
+            )));
+        }
+        let target = self.map.slice(offset, bytes.len())?;
+        // SAFETY: in bounds of our own writable mapping; only this process writes it (R1), other
+        // threads of it reach these bytes as atomics or raw copies, never through references.
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), target.as_ptr(), bytes.len());
+        }
+        Ok(())
+    }
+
+    /// Reserves zeroed bytes of the table space.
+    ///
+    /// # Errors
+    /// [`Error::Exhausted`] when there is no room.
+    pub fn alloc(&self, len: usize, align: usize) -> Result<usize> {
+        let len = len.max(1).next_multiple_of(limits::LINE);
+        let align = align.max(limits::LINE);
+        let offset = self.space.lock().alloc(len, align).ok_or_else(|| {
+            Error::Exhausted(format!(
+                "segment of {:?}: no {len} bytes left for rings and tables; enlarge the region",
+                self.participant
+            ))
+        })?;
+        let words = self.words_mut(offset, len / 8)?;
+        for index in 0..words.len() {
+            words.store(index, 0, Ordering::Relaxed);
+        }
+        Ok(offset)
+    }
+
+    /// Gives back what [`Self::alloc`] returned for `len`. Nothing may refer to it any more.
+    pub fn free(&self, offset: usize, len: usize) {
+        self.space.lock().free(offset, len.max(1).next_multiple_of(limits::LINE));
+    }
+
+    /// Reserves a table and lists it in the directory, where all others find it. It stays until
+    /// the segment ends: readers keep no count on it.
+    pub fn publish_table(
+        &self,
+        kind: u64,
+        len: usize,
+        align: usize,
+        argument: u64,
+    ) -> Result<Table> {
+        let mut entry = None;
+        for index in 0..at::TABLES {
+            let word = (at::TABLE_DIRECTORY + index * at::TABLE_ENTRY) / 8;
+            if self.words.load(word, Ordering::Relaxed) == 0 {
+                entry = Some(word);
+                break;
+            }
+        }
+        let Some(word) = entry.filter(|_| kind != 0) else {
+            return Err(Error::Exhausted(format!(
+                "segment of {:?}: all {} tables are taken",
+                self.participant,
+                at::TABLES
+            )));
+        };
+        let offset = self.alloc(len, align)?;
+        self.words.store(word + 1, offset as u64, Ordering::Relaxed);
+        self.words.store(word + 2, len as u64, Ordering::Relaxed);
+        self.words.store(word + 3, argument, Ordering::Relaxed);
+        // SYNC POINT: table published
+        self.words.store(word, kind, Ordering::Release);
+        Ok(Table { kind, offset, len, argument })
+    }
+
+    /// Makes pin counters for every frame of `home`'s segment and lists them in the pin directory.
+    pub(super) fn publish_pins(&self, home: &PeerSegment) -> Result<Rw<AtomicU16>> {
+        let offset = self.alloc(home.frames() * 2, limits::LINE)?;
+        let counters = self.halfwords_mut(offset, home.frames())?;
+        let word = pin_entry_word(home.participant());
+        self.words.store(word + 1, offset as u64, Ordering::Relaxed);
+        let first = u64::from(home.epoch().0) << 32 | home.frames() as u64;
+        // SYNC POINT: pins published
+        self.words.store(word, first, Ordering::SeqCst);
+        Ok(counters)
+    }
+
+    /// Takes the pin counters for a segment that is gone out of the directory and frees them.
+    pub(super) fn retract_pins(&self, home: ParticipantId) {
+        let word = pin_entry_word(home);
+        let first = self.words.load(word, Ordering::Relaxed);
+        if first != 0 {
+            let offset = self.words.load(word + 1, Ordering::Relaxed) as usize;
+            self.words.store(word, 0, Ordering::SeqCst);
+            self.free(offset, (first as u32 as usize) * 2);
+        }
+    }
+
+    /// The generation that frame is in now.
+    pub(super) fn generation(&self, frame: FrameNo) -> Generation {
+        Generation::new(self.frame_table.load(frame.0 as usize, Ordering::Relaxed) as u32)
+    }
+
+    /// Makes every reference to the frame's present contents stale. Zero is skipped: it would read
+    /// as "no reference".
+    pub(crate) fn advance_generation(&self, frame: FrameNo) {
+        let next = match self.generation(frame).next() {
+            next if next.get() == 0 => next.next(),
+            next => next,
+        };
+        // SYNC POINT: pin or reuse
+        self.frame_table.store(frame.0 as usize, u64::from(next.get()), Ordering::SeqCst);
+    }
+
+    /// Takes a free frame to fill; `None` if there is none.
+    pub(crate) fn claim(self: &Arc<Self>) -> Option<OwnedFrame> {
+        let frame = self.free.lock().pop()?;
+        self.claims[frame.0 as usize].store(CLAIMED, Ordering::Relaxed);
+        Some(OwnedFrame { segment: Arc::clone(self), frame })
+    }
+
+    /// How many frames are free.
+    pub(crate) fn free_frames(&self) -> usize {
+        self.free.lock().len()
+    }
+
+    /// Makes a published frame free again: nobody may refer to it or pin it any more. Returns
+    /// whether it was published.
+    pub(crate) fn unpublish(&self, frame: FrameNo) -> bool {
+        self.give_back(frame, PUBLISHED)
+    }
+
+    fn give_back(&self, frame: FrameNo, from: u8) -> bool {
+        let claim = &self.claims[frame.0 as usize];
+        let ours = claim.compare_exchange(from, FREE, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        if ours {
+            self.free.lock().push(frame);
+        }
+        ours
+    }
+
+    fn frame_bytes(&self, frame: FrameNo) -> Result<RawSlice> {
+        let offset = self.frames_offset + frame.0 as usize * limits::FRAME_SIZE;
+        self.map.slice(offset, limits::FRAME_SIZE)
+    }
+}
+
+/// A frame that one value of this process owns: nobody refers to it yet, so it may be written.
+/// Dropping it makes it free again.
+#[derive(Debug)]
+pub struct OwnedFrame {
+    segment: Arc<OwnSegment>,
+    frame: FrameNo,
+}
+
+impl OwnedFrame {
+    /// Which frame.
+    pub fn number(&self) -> FrameNo {
+        self.frame
+    }
+
+    /// The reference that [`Self::publish`] will make valid.
+    pub fn page_ref(&self) -> crate::id::PageRef {
+        crate::id::PageRef {
+            home: self.segment.participant,
+            frame: self.frame,
+            generation: self.segment.generation(self.frame),
+        }
+    }
+
+    /// Its memory, to fill directly or through a system call.
+    pub fn bytes(&mut self) -> Result<RawSliceMut> {
+        let slice = self.segment.frame_bytes(self.frame)?;
+        // SAFETY: the claim byte admits one `OwnedFrame` a frame, `&mut self` one user at a time,
+        // and the segment is sealed against other writers (or shared by trust, see `Backing`).
+        // The mapping outlives the frame through `self.segment`.
+        Ok(unsafe { RawSliceMut::new(slice) })
+    }
+
+    /// Gives up the right to write and returns the reference to hand out. From now on the frame is
+    /// reused only through [`crate::arena::Arena::retire`].
+    pub fn publish(self) -> crate::id::PageRef {
+        let page = self.page_ref();
+        self.segment.claims[self.frame.0 as usize].store(PUBLISHED, Ordering::Release);
+        page
+    }
+}
+
+impl Drop for OwnedFrame {
+    fn drop(&mut self) {
+        // A published frame is left as it is: nobody has its reference yet, so none can have
+        // retired and claimed it again before `publish` returns.
+        self.segment.give_back(self.frame, CLAIMED);
+    }
+}
+
+/// A segment as it is read: everything in it is checked before it is used.
+#[derive(Debug)]
+pub struct PeerSegment {
+    map: Arc<Mapping>,
+    participant: ParticipantId,
+    epoch: Epoch,
+    words: Ro<AtomicU64>,
+    frame_table: Ro<AtomicU64>,
+    frames: RawSlice,
+}
+
+impl PeerSegment {
+    /// Maps a segment read-only and checks its header against who it should belong to.
+    pub fn open(
+        file: &File,
+        cluster: ClusterId,
+        participant: ParticipantId,
+        epoch: Epoch,
+        paging: Paging,
+    ) -> Result<Self> {
+        let what = format!("segment of {participant:?} epoch {epoch}");
+        let corrupt = |detail: String| Error::Corrupt { peer: what.clone(), what: detail };
+        let len = file.metadata().map_err(Error::io(format!("{what}: stat")))?.len();
+        let len = usize::try_from(len).map_err(|_| corrupt(format!("{len} bytes long")))?;
+        if len < at::FIXED_LEN {
+            return Err(corrupt(format!("only {len} bytes long")));
+        }
+        let map = Arc::new(Mapping::new(file, len, false, &what)?);
+        let words = map.words::<AtomicU64>(0, at::FIXED_LEN / 8)?;
+        let get = |offset: usize| words.load(offset / 8, Ordering::Relaxed);
+        // SYNC POINT: segment made
+        if words.load(at::MAGIC / 8, Ordering::Acquire) != layout::SEGMENT_MAGIC {
+            return Err(corrupt("no segment of oslet".into()));
+        }
+        check_version(get(at::VERSION), &what)?;
+        if [get(at::CLUSTER), get(at::CLUSTER + 8)] != cluster.0 {
+            return Err(corrupt("belongs to another cluster".into()));
+        }
+        if get(at::PARTICIPANT) != participant_word(participant, epoch) {
+            return Err(corrupt(format!("says it is {:#x}", get(at::PARTICIPANT))));
+        }
+        let frames = usize::try_from(get(at::FRAMES)).ok().filter(|&n| n <= limits::MAX_FRAMES);
+        let frames = frames.ok_or_else(|| corrupt(format!("{} frames", get(at::FRAMES))))?;
+        let place = |offset: usize| usize::try_from(get(offset)).unwrap_or(usize::MAX);
+        let frames_offset = place(at::FRAMES_OFFSET);
+        if !frames_offset.is_multiple_of(limits::FRAME_SIZE) {
+            return Err(corrupt(format!("frames at {frames_offset}")));
+        }
+        map.page_in(paging)?;
+        Ok(Self {
+            frame_table: map.words(place(at::FRAME_TABLE), frames)?,
+            frames: map.slice(frames_offset, frames * limits::FRAME_SIZE)?,
+            participant,
+            epoch,
+            words,
+            map,
+        })
+    }
+
+    /// Whose it is.
+    pub fn participant(&self) -> ParticipantId {
+        self.participant
+    }
+
+    /// In which incarnation.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// Data frames.
+    pub fn frames(&self) -> usize {
+        self.frame_table.len()
+    }
+
+    /// Bytes mapped.
+    pub fn len(&self) -> usize {
+        self.map.len()
+    }
+
+    /// Never: a segment has at least its header.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// The heartbeat counter.
+    pub fn heartbeat(&self) -> u64 {
+        self.words.load(at::HEARTBEAT / 8, Ordering::Relaxed)
+    }
+
+    /// Words of the segment, to read; the place is checked against the segment's length.
+    pub fn words(&self, offset: usize, count: usize) -> Result<Ro<AtomicU64>> {
+        self.map.words(offset, count)
+    }
+
+    /// Bytes of the segment, to copy; the place is checked against the segment's length.
+    pub fn slice(&self, offset: usize, len: usize) -> Result<RawSlice> {
+        self.map.slice(offset, len)
+    }
+
+    /// The published table of that kind and argument, if there is one that lies inside.
+    pub fn table(&self, kind: u64, argument: u64) -> Option<Table> {
+        (0..at::TABLES).find_map(|index| {
+            let word = (at::TABLE_DIRECTORY + index * at::TABLE_ENTRY) / 8;
+            // SYNC POINT: table published
+            let found = self.words.load(word, Ordering::Acquire);
+            let rest = |n: usize| self.words.load(word + n, Ordering::Relaxed);
+            if found != kind || rest(3) != argument {
+                return None;
+            }
+            let offset = usize::try_from(rest(1)).ok()?;
+            let len = usize::try_from(rest(2)).ok()?;
+            self.map.slice(offset, len).ok()?;
+            Some(Table { kind, offset, len, argument })
+        })
+    }
+
+    /// The generation that frame is in now.
+    #[inline(always)]
+    pub(super) fn generation(&self, frame: FrameNo) -> Generation {
+        // SYNC POINT: pin or reuse
+        Generation::new(self.frame_table.load(frame.0 as usize, Ordering::SeqCst) as u32)
+    }
+
+    /// The bytes of that frame; `None` beyond the last.
+    #[inline(always)]
+    pub(super) fn frame(&self, frame: FrameNo) -> Option<RawSlice> {
+        if frame.0 as usize >= self.frames() {
+            return None;
+        }
+        self.frames.sub(frame.0 as usize * limits::FRAME_SIZE, limits::FRAME_SIZE)
+    }
+
+    /// The counters in which this participant pins the frames of `home`, if it says that it does.
+    pub(super) fn pins_on(
+        &self,
+        home: ParticipantId,
+        epoch: Epoch,
+        frames: usize,
+    ) -> Result<Option<Ro<AtomicU16>>> {
+        let word = pin_entry_word(home);
+        // SYNC POINT: pins published
+        let first = self.words.load(word, Ordering::SeqCst);
+        if first == 0 || (first >> 32) as u32 != epoch.0 {
+            return Ok(None);
+        }
+        if first as u32 as usize != frames {
+            return Err(Error::Corrupt {
+                peer: format!("pin directory of {:?}", self.participant),
+                what: format!("{} counters for {frames} frames of {home:?}", first as u32),
+            });
+        }
+        let offset = usize::try_from(self.words.load(word + 1, Ordering::Relaxed));
+        self.map.words(offset.unwrap_or(usize::MAX), frames).map(Some)
+    }
+
+    /// Gives the memory back; the addresses stay, and read as zero.
+    pub(super) fn forget_contents(&self) -> Result<()> {
+        self.map.forget_contents()
+    }
+}
+
+fn participant_word(participant: ParticipantId, epoch: Epoch) -> u64 {
+    participant.index() as u64 | u64::from(epoch.0) << 32
+}
+
+fn pin_entry_word(home: ParticipantId) -> usize {
+    (at::PIN_DIRECTORY + home.index() * at::PIN_ENTRY) / 8
+}

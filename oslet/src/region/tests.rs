@@ -1,0 +1,226 @@
+use std::sync::Arc;
+
+use super::*;
+use crate::arena::Arena;
+use crate::id::OsletId;
+
+fn runtime(index: usize) -> ParticipantId {
+    ParticipantId::runtime(OsletId::new(index).unwrap())
+}
+
+fn join(control: &ControlPage, who: ParticipantId, epoch: u32, frames: usize) -> Arc<Region> {
+    let spec = SegmentSpec {
+        participant: who,
+        epoch: Epoch(epoch),
+        frames,
+        space: 1 << 16,
+        paging: Paging::default(),
+    };
+    let own = OwnSegment::create(&Backing::Memfd, control.cluster(), &spec).unwrap();
+    let control = ControlPage::open(control.file().try_clone().unwrap()).unwrap();
+    Region::new(control, own, Paging::default()).unwrap()
+}
+
+/// Two regions of one cluster in one process, each with the other's segment mapped.
+fn pair(frames: usize) -> (Arc<Region>, Arc<Region>) {
+    let control = ControlPage::create(&Backing::Memfd, "pair", 2).unwrap();
+    let a = join(&control, runtime(0), 1, frames);
+    let b = join(&control, runtime(1), 1, frames);
+    a.map(&b.own().reader().unwrap(), runtime(1), Epoch(1)).unwrap();
+    b.map(&a.own().reader().unwrap(), runtime(0), Epoch(1)).unwrap();
+    (a, b)
+}
+
+#[test]
+fn a_page_filled_by_one_is_read_by_the_other_without_a_copy() {
+    let (a, b) = pair(8);
+    let arena = Arena::new(&a);
+    let mut frame = arena.alloc().unwrap();
+    frame.bytes().unwrap().as_mut().fill(0x5a);
+    let page = frame.publish();
+    let guard = b.pin(page).unwrap().unwrap();
+    assert_eq!(guard.bytes().to_vec(), vec![0x5a; 4096]);
+    assert_eq!(guard.bytes().word(4088), Some(0x5a5a_5a5a_5a5a_5a5a));
+    assert_eq!(guard.bytes().word(4089), None);
+    assert_eq!(guard.bytes().byte(4096), None);
+}
+
+#[test]
+fn a_pinned_frame_waits_in_limbo() {
+    let (a, b) = pair(2);
+    let arena = Arena::new(&a);
+    let page = arena.alloc().unwrap().publish();
+    let guard = b.pin(page).unwrap().unwrap();
+    arena.retire(&[page]);
+    assert_eq!(arena.usage().limbo, 1);
+    assert_eq!(arena.limbo_charges().0, vec![(runtime(1), 1)]);
+    assert!(b.pin(page).unwrap().is_none(), "a retired page is stale");
+    let other = arena.alloc().unwrap();
+    assert!(arena.alloc().is_err(), "the pinned frame is not reused");
+    drop(guard);
+    let again = arena.alloc().unwrap();
+    assert_eq!(again.number(), page.frame);
+    assert_ne!(again.page_ref().generation, page.generation);
+    drop((other, again));
+    assert_eq!(arena.usage().free, 2);
+}
+
+#[test]
+fn own_pins_hold_own_frames_too() {
+    let (a, _b) = pair(1);
+    let arena = Arena::new(&a);
+    let page = arena.alloc().unwrap().publish();
+    let guard = a.pin(page).unwrap().unwrap();
+    arena.retire(&[page]);
+    assert!(arena.alloc().is_err());
+    drop(guard);
+    assert!(arena.alloc().is_ok());
+}
+
+#[test]
+fn a_reference_outside_the_segment_names_nothing() {
+    let (a, b) = pair(4);
+    let page = Arena::new(&a).alloc().unwrap().publish();
+    for frame in [4, 5, u32::MAX] {
+        let beyond = PageRef { frame: crate::id::FrameNo(frame), ..page };
+        assert!(b.pin(beyond).unwrap().is_none());
+    }
+    let nobody = PageRef { home: runtime(7), ..page };
+    assert!(b.pin(nobody).unwrap().is_none());
+}
+
+#[test]
+fn pins_on_one_frame_are_bounded() {
+    let (a, b) = pair(1);
+    let page = Arena::new(&a).alloc().unwrap().publish();
+    let guards: Vec<_> = (0..MAX_PINS_PER_FRAME).map(|_| b.pin(page).unwrap().unwrap()).collect();
+    assert!(b.pin(page).is_err());
+    drop(guards);
+    assert!(b.pin(page).unwrap().is_some());
+}
+
+#[test]
+fn a_sealed_segment_cannot_be_written_or_resized_by_another() {
+    let (a, _b) = pair(1);
+    let reader = a.own().reader().unwrap();
+    assert!(rustix::fs::ftruncate(&reader, 0).is_err());
+    let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&reader));
+    let writer = std::fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+    assert!(rustix::io::pwrite(&writer, b"x", 0).is_err());
+    assert!(rustix::fs::ftruncate(&writer, 0).is_err());
+    assert!(Mapping::new(&writer, 4096, true, "test").is_err());
+}
+
+#[test]
+fn a_new_incarnation_replaces_the_old_one() {
+    let control = ControlPage::create(&Backing::Memfd, "again", 2).unwrap();
+    let b = join(&control, runtime(1), 1, 1);
+    let old = join(&control, runtime(0), 1, 4);
+    old.map(&b.own().reader().unwrap(), runtime(1), Epoch(1)).unwrap();
+    b.map(&old.own().reader().unwrap(), runtime(0), Epoch(1)).unwrap();
+    let mut frame = Arena::new(&old).alloc().unwrap();
+    frame.bytes().unwrap().as_mut().fill(7);
+    let page = frame.publish();
+    let guard = b.pin(page).unwrap().unwrap();
+    assert!(!b.forget(runtime(0), Epoch(1)).unwrap(), "a pinned segment is not forgotten");
+
+    let new = join(&control, runtime(0), 2, 4);
+    b.map(&new.own().reader().unwrap(), runtime(0), Epoch(2)).unwrap();
+    assert_eq!(guard.bytes().byte(0), Some(7), "an orphan stays while it is pinned");
+    assert_eq!(b.segment(runtime(0)).unwrap().epoch(), Epoch(2));
+    assert!(b.map(&old.own().reader().unwrap(), runtime(0), Epoch(1)).is_err());
+    drop(guard);
+    assert!(b.forget(runtime(0), Epoch(2)).unwrap());
+    assert!(b.segment(runtime(0)).is_none());
+    assert!(b.pin(page).unwrap().is_none());
+}
+
+#[test]
+fn a_segment_of_another_cluster_or_identity_is_refused() {
+    let (a, b) = pair(1);
+    let file = a.own().reader().unwrap();
+    let error = b.map(&file, runtime(3), Epoch(1)).unwrap_err().to_string();
+    assert!(error.contains("says it is"), "{error}");
+    let other = ControlPage::create(&Backing::Memfd, "other", 2).unwrap();
+    let c = join(&other, runtime(1), 1, 1);
+    let error = c.map(&file, runtime(0), Epoch(1)).unwrap_err().to_string();
+    assert!(error.contains("another cluster"), "{error}");
+}
+
+#[test]
+fn random_bytes_are_no_segment_and_reach_nothing_outside() {
+    use std::os::unix::fs::FileExt;
+    let control = ControlPage::create(&Backing::Memfd, "noise", 2).unwrap();
+    let b = join(&control, runtime(1), 1, 4);
+    let a = join(&control, runtime(0), 1, 4);
+    let mut image = a.own().slice(0, a.own().len()).unwrap().to_vec();
+    let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+    for round in 0..2000 {
+        let file = tempfile::tempfile().unwrap();
+        for _ in 0..1 + round % 8 {
+            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            let at = (seed >> 33) as usize % 96 / 8 * 8;
+            image[at..at + 8].copy_from_slice(&(seed >> (seed & 63)).to_ne_bytes());
+        }
+        file.write_all_at(&image, 0).unwrap();
+        // Any answer will do but a panic or a fault; whatever maps can be walked.
+        if let Ok(segment) =
+            PeerSegment::open(&file, b.control().cluster(), runtime(0), Epoch(1), Paging::default())
+        {
+            for frame in 0..segment.frames() as u32 {
+                segment.frame(crate::id::FrameNo(frame)).unwrap().byte(4095).unwrap();
+            }
+        }
+        if round % 4 == 3 {
+            image = a.own().slice(0, a.own().len()).unwrap().to_vec();
+        }
+    }
+}
+
+#[test]
+fn tables_are_found_by_kind_and_argument() {
+    let (a, b) = pair(1);
+    let table = a.own().publish_table(0x100, 1000, 64, 7).unwrap();
+    let words = a.own().words_mut(table.offset, 2).unwrap();
+    words.store(1, 42, Ordering::Release);
+    let seen = b.segment(runtime(0)).unwrap();
+    let found = seen.table(0x100, 7).unwrap();
+    assert_eq!(found, table);
+    assert_eq!(seen.words(found.offset, 2).unwrap().load(1, Ordering::Acquire), 42);
+    assert_eq!(seen.table(0x100, 8), None);
+    assert!(a.own().publish_table(1, 1 << 20, 64, 0).is_err(), "no room is an error");
+}
+
+#[test]
+fn memory_that_cannot_be_reserved_is_an_error_at_once() {
+    let control = ControlPage::create(&Backing::Memfd, "big", 2).unwrap();
+    let spec = SegmentSpec {
+        participant: runtime(0),
+        epoch: Epoch(1),
+        frames: limits::MAX_FRAMES,
+        space: 0,
+        paging: Paging::default(),
+    };
+    let hugetlb = OwnSegment::create(&Backing::Hugetlb, control.cluster(), &spec).unwrap_err();
+    assert!(hugetlb.to_string().contains("hugetlb") || hugetlb.to_string().contains("huge pages"));
+    let more = SegmentSpec { frames: limits::MAX_FRAMES + 1, ..spec };
+    assert!(OwnSegment::create(&Backing::Memfd, control.cluster(), &more).is_err());
+}
+
+#[test]
+fn a_named_backing_leaves_no_file_behind() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let backing = Backing::File(dir.path().join("a region"));
+    let control = ControlPage::create(&backing, "named", 2).unwrap();
+    let spec = SegmentSpec {
+        participant: runtime(0),
+        epoch: Epoch(1),
+        frames: 2,
+        space: 1 << 16,
+        paging: Paging { huge: true, prefault: true },
+    };
+    let own = OwnSegment::create(&backing, control.cluster(), &spec).unwrap();
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
+    drop((own, control));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
