@@ -53,7 +53,7 @@ fn a_pinned_page_never_changes_under_its_reader() {
         while std::time::Instant::now() < until {
             let Ok(mut frame) = arena.alloc() else { continue };
             fills += 1;
-            for chunk in frame.bytes().unwrap().as_mut().chunks_mut(8) {
+            for chunk in frame.bytes().unwrap().fill().chunks_mut(8) {
                 chunk.copy_from_slice(&fills.to_ne_bytes());
             }
             let page = frame.publish();

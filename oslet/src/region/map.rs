@@ -433,7 +433,7 @@ impl RawSliceMut {
     }
 
     /// The bytes, exclusively.
-    pub fn as_mut(&mut self) -> &mut [u8] {
+    pub fn fill(&mut self) -> &mut [u8] {
         // SAFETY: by the contract of `new` nobody else writes them, and `&mut self` keeps this
         // process's other accesses away.
         unsafe { std::slice::from_raw_parts_mut(self.0.ptr.as_ptr(), self.0.len) }

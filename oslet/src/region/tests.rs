@@ -36,7 +36,7 @@ fn a_page_filled_by_one_is_read_by_the_other_without_a_copy() {
     let (a, b) = pair(8);
     let arena = Arena::new(&a);
     let mut frame = arena.alloc().unwrap();
-    frame.bytes().unwrap().as_mut().fill(0x5a);
+    frame.bytes().unwrap().fill().fill(0x5a);
     let page = frame.publish();
     let guard = b.pin(page).unwrap().unwrap();
     assert_eq!(guard.bytes().to_vec(), vec![0x5a; 4096]);
@@ -119,7 +119,7 @@ fn a_new_incarnation_replaces_the_old_one() {
     old.map(&b.own().reader().unwrap(), runtime(1), Epoch(1)).unwrap();
     b.map(&old.own().reader().unwrap(), runtime(0), Epoch(1)).unwrap();
     let mut frame = Arena::new(&old).alloc().unwrap();
-    frame.bytes().unwrap().as_mut().fill(7);
+    frame.bytes().unwrap().fill().fill(7);
     let page = frame.publish();
     let guard = b.pin(page).unwrap().unwrap();
     assert!(!b.forget(runtime(0), Epoch(1)).unwrap(), "a pinned segment is not forgotten");
