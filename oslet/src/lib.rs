@@ -12,5 +12,6 @@ pub mod id;
 pub mod limits;
 pub mod region;
 pub mod sync;
+pub mod topology;
 
 pub use error::{Error, Result};
