@@ -5,6 +5,7 @@ pub mod disk;
 pub mod engine;
 mod error;
 pub mod id;
+pub mod journal;
 pub mod limits;
 
 pub use error::{Error, Result};
