@@ -5,9 +5,14 @@
 //! are made from them by `TryFrom` or `parse`, and no other way.
 
 pub mod checksum;
+pub mod extent;
 pub mod features;
+pub mod group;
 pub mod htree;
+pub mod indirect;
+pub mod inode;
 pub mod superblock;
+pub mod time;
 
 /// Asserts the size of a raw type and the offset of each of its fields.
 macro_rules! assert_layout {
