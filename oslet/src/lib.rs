@@ -7,11 +7,14 @@
 compile_error!("the region needs a 64-bit address space");
 
 pub mod arena;
+pub mod cgroup;
 pub mod error;
 pub mod id;
 pub mod limits;
+pub mod procfs;
 pub mod region;
 pub mod sync;
+pub mod sys;
 pub mod topology;
 
 pub use error::{Error, Result};
