@@ -11,6 +11,7 @@ pub mod cgroup;
 pub mod error;
 pub mod id;
 pub mod limits;
+pub mod partition;
 pub mod procfs;
 pub mod region;
 pub mod sync;
