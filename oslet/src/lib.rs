@@ -6,6 +6,7 @@
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("the region needs a 64-bit address space");
 
+#[cfg(not(loom))]
 pub mod arena;
 pub mod cgroup;
 pub mod error;
@@ -13,7 +14,11 @@ pub mod id;
 pub mod limits;
 pub mod partition;
 pub mod procfs;
+#[cfg(not(loom))]
 pub mod region;
+pub mod ring;
+#[cfg(not(loom))]
+pub mod rpc;
 pub mod sync;
 pub mod sys;
 pub mod topology;

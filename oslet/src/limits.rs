@@ -25,6 +25,15 @@ pub const MAX_FRAMES: usize = 1 << FRAME_BITS;
 /// Bytes of a cache line; control words that different participants write are this far apart.
 pub const LINE: usize = 64;
 
+/// Descriptors of one ring, a power of two; also the requests in flight on one channel.
+pub const RING_CAPACITY: usize = 128;
+/// Bytes for the bodies of one ring's messages.
+pub const RING_BODY_BYTES: usize = 64 << 10;
+/// Bytes of one message's body.
+pub const MAX_BODY: usize = 16 << 10;
+/// Rings that one thread can wait for: the kernel takes 128 futexes at a time, one is ours.
+pub const RINGS_PER_THREAD: usize = 127;
+
 /// Bytes of an OSlet's or a cluster's name.
 pub const MAX_NAME: usize = 32;
 
@@ -32,5 +41,6 @@ const _: () = {
     assert!(1 << FRAME_SHIFT == FRAME_SIZE);
     assert!(MAX_PARTICIPANTS == 1 << PARTICIPANT_BITS);
     assert!(GENERATION_BITS + FRAME_BITS + PARTICIPANT_BITS <= 60);
+    assert!(RING_CAPACITY.is_power_of_two() && MAX_BODY * 4 <= RING_BODY_BYTES);
     assert!(MAX_OSLETS <= 64 && SLOTS_PER_OSLET <= 256);
 };

@@ -13,9 +13,6 @@ use crate::id::{Block, Ino};
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Role {
     Extents = 1,
-    Directory,
-    Index,
-    Xattrs,
 }
 
 /// A block's bytes, and as what they were checked last.
@@ -162,7 +159,6 @@ mod tests {
         check(Role::Extents, 12).unwrap();
         assert_eq!(checks.get(), 1);
         check(Role::Extents, 13).unwrap();
-        check(Role::Directory, 13).unwrap();
-        assert_eq!(checks.get(), 3);
+        assert_eq!(checks.get(), 2);
     }
 }

@@ -214,13 +214,19 @@ atom!(AtomicU32, u32);
 atom!(AtomicU64, u64);
 
 /// An array of atomic words that this process may only read.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Ro<A> {
     ptr: NonNull<A>,
     len: usize,
     /// Keeps the words mapped.
     _map: Arc<Mapping>,
     kind: PhantomData<A>,
+}
+
+impl<A> Clone for Ro<A> {
+    fn clone(&self) -> Self {
+        Self { ptr: self.ptr, len: self.len, _map: Arc::clone(&self._map), kind: PhantomData }
+    }
 }
 
 // SAFETY: the words are atomics inside a mapping that `map` keeps alive.
@@ -269,8 +275,14 @@ impl Ro<AtomicU64> {
 }
 
 /// An array of atomic words that this process may change.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Rw<A>(Ro<A>);
+
+impl<A> Clone for Rw<A> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
 
 impl<A: Atom> Rw<A> {
     /// How many words.

@@ -1,0 +1,323 @@
+//! The calling side of a channel.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use rkyv::util::AlignedVec;
+
+use super::{ChannelAnswer, ChannelOffer};
+use crate::id::{Epoch, ParticipantId};
+use crate::region::{OwnSegment, Region, Ro};
+use crate::ring::doorbell::{self, SPIN};
+use crate::ring::{Descriptor, Incoming, Outgoing, RingPlace, SendError};
+use crate::ring::{HalfOut, OwnLine};
+use crate::sync::{AtomicU64, Ordering};
+use crate::{Error, Result, limits};
+
+/// How often a parked caller looks whether the channel was closed behind its back. Closing wakes
+/// it; this bounds the wait if that wake-up came just before it slept.
+const RECHECK: Duration = Duration::from_millis(50);
+
+/// An answer.
+#[derive(Debug)]
+pub struct Reply {
+    /// Zero, or an errno.
+    pub status: u16,
+    /// Inline results.
+    pub args: [u64; 3],
+    /// The body, copied out; validate it by [`super::access`].
+    pub body: AlignedVec,
+}
+
+/// A channel that was offered and not answered yet.
+#[derive(Debug)]
+pub struct PendingChannel {
+    region: Arc<Region>,
+    server: ParticipantId,
+    epoch: Epoch,
+    requests: HalfOut,
+    replies: OwnLine,
+    park: OwnLine,
+}
+
+impl PendingChannel {
+    /// Reserves this side of a channel to the runtime `server` in its incarnation `epoch`.
+    pub fn new(region: &Arc<Region>, server: ParticipantId, epoch: Epoch) -> Result<Self> {
+        let own: &Arc<OwnSegment> = region.own();
+        Ok(Self {
+            region: Arc::clone(region),
+            server,
+            epoch,
+            requests: HalfOut::new(own)?,
+            replies: OwnLine::new(own)?,
+            park: OwnLine::new(own)?,
+        })
+    }
+
+    /// What to send to the server.
+    pub fn offer(&self) -> ChannelOffer {
+        ChannelOffer {
+            requests: self.requests.place().0,
+            replies_head: self.replies.place().0,
+            replies_park: self.park.place().0,
+        }
+    }
+
+    /// The channel, once the server has answered.
+    pub fn open(self, answer: ChannelAnswer) -> Result<Arc<Channel>> {
+        let gone = || Error::Gone(format!("{:?} epoch {}", self.server, self.epoch));
+        let peer = self.region.segment(self.server).ok_or_else(gone)?;
+        if peer.epoch() != self.epoch {
+            return Err(gone());
+        }
+        let outgoing = Outgoing::new(
+            self.requests,
+            peer,
+            RingPlace(answer.requests_head),
+            RingPlace(answer.requests_park),
+        )?;
+        let incoming = Incoming::new(self.replies, peer, RingPlace(answer.replies))?;
+        let bell = incoming.bell().0.clone();
+        doorbell::note_cpu(&self.park.words);
+        Ok(Arc::new(Channel {
+            own_epoch: self.region.own().epoch(),
+            server: self.server,
+            epoch: self.epoch,
+            sending: Mutex::new(Sending { outgoing, next_id: 1 }),
+            waiting: Mutex::new(Waiting { done: HashMap::new(), replies: Some(incoming) }),
+            changed: Condvar::new(),
+            park: self.park,
+            bell,
+            closed: AtomicBool::new(false),
+        }))
+    }
+}
+
+/// An open channel. Any number of threads may call at once, up to [`limits::RING_CAPACITY`]
+/// requests in flight; more wait for their turn.
+#[derive(Debug)]
+pub struct Channel {
+    own_epoch: Epoch,
+    server: ParticipantId,
+    epoch: Epoch,
+    sending: Mutex<Sending>,
+    waiting: Mutex<Waiting>,
+    changed: Condvar,
+    park: OwnLine,
+    /// The words of the reply ring's tail, to wake our own waiter.
+    bell: Ro<AtomicU64>,
+    closed: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Sending {
+    outgoing: Outgoing,
+    next_id: u64,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    /// Requests that somebody waits for, and the replies that have come for them.
+    done: HashMap<u64, Option<Reply>>,
+    /// The reply ring; one waiting thread at a time takes it and receives for all.
+    replies: Option<Incoming>,
+}
+
+impl Channel {
+    /// The runtime at the other end.
+    pub fn server(&self) -> (ParticipantId, Epoch) {
+        (self.server, self.epoch)
+    }
+
+    /// Sends a request and waits for its reply, for at most `limit`.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`]; [`Error::Gone`] when the peer was fenced or the channel closed - whether
+    /// the request was carried out is then unknown -; [`Error::Corrupt`] when the peer's ring broke.
+    pub fn call(&self, kind: u16, args: [u64; 3], body: &[u8], limit: Duration) -> Result<Reply> {
+        let start = Instant::now();
+        let deadline = start + limit;
+        let id = self.send(kind, args, body, deadline, limit)?;
+        let reply = self.wait(id, start, deadline);
+        let leftover = self.waiting.lock().done.remove(&id);
+        match (reply, leftover) {
+            (Ok(reply), _) | (Err(_), Some(Some(reply))) => Ok(reply),
+            (Err(Error::Timeout { .. }), _) => Err(self.timed_out(kind, limit)),
+            (Err(error), _) => Err(error),
+        }
+    }
+
+    /// Ends every wait on this channel; membership calls it when the peer is gone.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        let waiting = self.waiting.lock();
+        self.changed.notify_all();
+        drop(waiting);
+        // Whoever is parked on the reply ring's tail looks at `closed` when it is woken.
+        doorbell::wake(&self.bell);
+    }
+
+    /// Whether [`Self::close`] was called or the ring broke.
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
+    fn send(
+        &self,
+        kind: u16,
+        args: [u64; 3],
+        body: &[u8],
+        deadline: Instant,
+        limit: Duration,
+    ) -> Result<u64> {
+        loop {
+            if self.is_closed() {
+                return Err(self.gone());
+            }
+            {
+                let mut sending = self.sending.lock();
+                let id = sending.next_id;
+                let descriptor = Descriptor {
+                    id,
+                    from_epoch: self.own_epoch.0,
+                    to_epoch: self.epoch.0,
+                    kind,
+                    args,
+                    ..Descriptor::default()
+                };
+                let admitted = {
+                    let mut waiting = self.waiting.lock();
+                    let free = waiting.done.len() < limits::RING_CAPACITY;
+                    if free {
+                        waiting.done.insert(id, None);
+                    }
+                    free
+                };
+                if admitted {
+                    match sending.outgoing.send(descriptor, body) {
+                        Ok(()) => {
+                            sending.next_id += 1;
+                            sending.outgoing.ring_bell();
+                            return Ok(id);
+                        }
+                        Err(SendError::Full) => drop(self.waiting.lock().done.remove(&id)),
+                        Err(SendError::Failed(error)) => {
+                            self.waiting.lock().done.remove(&id);
+                            return Err(error);
+                        }
+                    }
+                }
+            }
+            if Instant::now() >= deadline {
+                return Err(self.timed_out(kind, limit));
+            }
+            // Back-pressure: the server is behind by a whole ring; nothing wakes us for room.
+            std::thread::sleep(Duration::from_micros(50));
+        }
+    }
+
+    fn wait(&self, id: u64, start: Instant, deadline: Instant) -> Result<Reply> {
+        let mut waiting = self.waiting.lock();
+        loop {
+            if let Some(reply) = waiting.done.get_mut(&id).and_then(Option::take) {
+                return Ok(reply);
+            }
+            if self.is_closed() {
+                return Err(self.gone());
+            }
+            if Instant::now() >= deadline {
+                return Err(Error::Timeout { what: String::new(), ms: 0 });
+            }
+            match waiting.replies.take() {
+                Some(mut replies) => {
+                    drop(waiting);
+                    let received = self.receive(&mut replies, id, start, deadline);
+                    waiting = self.waiting.lock();
+                    waiting.replies = Some(replies);
+                    let own = match received {
+                        Ok(batch) => take_own(&mut waiting, batch, id),
+                        Err(error) => {
+                            self.closed.store(true, Ordering::SeqCst);
+                            self.changed.notify_all();
+                            return Err(error);
+                        }
+                    };
+                    // Replies were handed out, and the ring is free for the next to take.
+                    self.changed.notify_all();
+                    if let Some(own) = own {
+                        return Ok(own);
+                    }
+                }
+                None => drop(self.changed.wait_until(&mut waiting, deadline)),
+            }
+        }
+    }
+
+    /// Receives until at least one reply is there, or the time is up. Without any lock.
+    fn receive(
+        &self,
+        replies: &mut Incoming,
+        id: u64,
+        start: Instant,
+        deadline: Instant,
+    ) -> Result<Vec<(Descriptor, AlignedVec)>> {
+        let mut batch = Vec::new();
+        loop {
+            while let Some(message) = replies.receive()? {
+                let own = message.0.id == id;
+                batch.push(message);
+                if own || batch.len() == limits::RING_CAPACITY {
+                    break;
+                }
+            }
+            let now = Instant::now();
+            if !batch.is_empty() || self.is_closed() || now >= deadline {
+                return Ok(batch);
+            }
+            let spin = if self.may_spin() { SPIN } else { Duration::ZERO };
+            if doorbell::spin_until(|| replies.ready(), start.max(now - SPIN), spin) {
+                continue;
+            }
+            let limit = deadline.saturating_duration_since(now).min(RECHECK);
+            doorbell::wait(&self.park.words, &mut [replies], None, limit);
+        }
+    }
+
+    /// Spinning on the CPU that the server needs would only delay it.
+    fn may_spin(&self) -> bool {
+        self.sending.lock().outgoing.consumer_cpu() != Some(doorbell::current_cpu())
+    }
+
+    fn gone(&self) -> Error {
+        Error::Gone(format!("{:?} epoch {}", self.server, self.epoch))
+    }
+
+    fn timed_out(&self, kind: u16, limit: Duration) -> Error {
+        let what = format!("request {kind:#x} to {:?}", self.server);
+        Error::Timeout { what, ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX) }
+    }
+}
+
+impl Drop for Channel {
+    fn drop(&mut self) {
+        doorbell::leave(&self.park.words);
+    }
+}
+
+/// Files replies under the requests that wait for them; those nobody waits for any more are
+/// dropped. Returns the one for `id`.
+fn take_own(waiting: &mut Waiting, batch: Vec<(Descriptor, AlignedVec)>, id: u64) -> Option<Reply> {
+    let mut own = None;
+    for (descriptor, body) in batch {
+        let reply = Reply { status: descriptor.status, args: descriptor.args, body };
+        if descriptor.id == id {
+            own = Some(reply);
+        } else if let Some(place) = waiting.done.get_mut(&descriptor.id) {
+            *place = Some(reply);
+        }
+    }
+    own
+}
