@@ -9,6 +9,7 @@ compile_error!("the region needs a 64-bit address space");
 #[cfg(not(loom))]
 pub mod arena;
 pub mod cgroup;
+pub mod config;
 pub mod error;
 pub mod id;
 pub mod limits;
