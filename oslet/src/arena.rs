@@ -98,6 +98,22 @@ impl Arena {
         self.sweep_range(&mut state, from, pages.len());
     }
 
+    /// Retires one published frame and hands it out to be filled again, if nobody pins it; else
+    /// it goes to limbo and `None` is returned.
+    pub fn reclaim(&self, page: PageRef) -> Option<OwnedFrame> {
+        let own = self.region.own();
+        debug_assert_eq!(page.home, own.participant(), "{page:?} has another home");
+        own.advance_generation(page.frame);
+        // SYNC POINT: pin or reuse
+        fence(Ordering::SeqCst);
+        let (index, unknown) = self.region.pin_index();
+        if unknown.is_empty() && self.region.pinned_by(&index, page.frame.0 as usize).is_none() {
+            return own.claim_published(page.frame);
+        }
+        self.state.lock().limbo.push(page.frame);
+        None
+    }
+
     /// Looks at some of the limbo again; call it now and then. Returns how many came free.
     pub fn tick(&self) -> usize {
         self.sweep(&mut self.state.lock())

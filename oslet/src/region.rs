@@ -11,6 +11,7 @@ mod backing;
 mod control;
 pub mod layout;
 mod map;
+mod pins;
 mod segment;
 mod space;
 
@@ -23,6 +24,7 @@ use parking_lot::Mutex;
 pub use backing::{Backing, HUGE_PAGE};
 pub use control::{ClusterId, ControlPage, MemberState, Membership, Ownership};
 pub use map::{Atom, Mapping, Paging, RawSlice, RawSliceMut, Ro, Rw};
+pub use pins::Pins;
 pub use segment::{OwnSegment, OwnedFrame, PeerSegment, SegmentSpec, Table};
 
 use crate::id::{Epoch, PageRef, ParticipantId};

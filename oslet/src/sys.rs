@@ -1,8 +1,10 @@
 //! System calls, wrapped so that safe code cannot misuse them.
 
+pub mod disk;
 pub mod enter;
 pub mod namespace;
 pub mod numa;
 pub mod pidfd;
 pub mod process;
 pub mod tty;
+pub mod uring_io;

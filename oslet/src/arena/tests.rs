@@ -3,7 +3,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::*;
 use crate::id::{Epoch, OsletId};
-use crate::region::{Backing, ControlPage, OwnSegment, Paging, SegmentSpec};
+use crate::region::{Backing, ControlPage, OwnSegment, Paging, Pins, SegmentSpec};
 
 fn region(control: &ControlPage, index: usize, frames: usize) -> Arc<Region> {
     let spec = SegmentSpec {
@@ -66,4 +66,25 @@ fn a_pinned_page_never_changes_under_its_reader() {
         reads = reading.join().unwrap();
     });
     assert!(reads > 100 && fills > 100, "{reads} reads, {fills} fills: nothing was tested");
+}
+
+#[test]
+fn a_reclaimed_frame_is_handed_out_unless_it_is_pinned() {
+    let control = ControlPage::create(&Backing::Memfd, "reclaim", 2).unwrap();
+    let home = region(&control, 0, 2);
+    let arena = Arena::new(&home);
+    let page = arena.alloc().unwrap().publish();
+    let frame = arena.reclaim(page).expect("nobody pins it");
+    assert_eq!(frame.number(), page.frame);
+    assert!(home.pin(page).unwrap().is_none(), "the old reference is stale");
+    let page = frame.publish();
+    let mut pins = Pins::new(&home, 1);
+    assert!(pins.add(page).unwrap());
+    assert!(arena.reclaim(page).is_none());
+    assert_eq!(arena.usage(), Usage { total: 2, free: 1, limbo: 1 });
+    assert!(!pins.add(page).unwrap(), "stale references are not pinned");
+    assert_eq!((pins.len(), pins.page(0)), (1, Some(page)));
+    std::thread::spawn(move || drop(pins)).join().unwrap();
+    assert_eq!(arena.tick(), 1);
+    assert_eq!(arena.usage(), Usage { total: 2, free: 2, limbo: 0 });
 }

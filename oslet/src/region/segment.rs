@@ -336,6 +336,19 @@ impl OwnSegment {
         self.give_back(frame, PUBLISHED)
     }
 
+    /// Gives a published frame to fill again: nobody may refer to it or pin it any more. `None` if
+    /// it was not published.
+    pub(crate) fn claim_published(self: &Arc<Self>, frame: FrameNo) -> Option<OwnedFrame> {
+        let claim = &self.claims[frame.0 as usize];
+        claim.compare_exchange(PUBLISHED, CLAIMED, Ordering::AcqRel, Ordering::Relaxed).ok()?;
+        Some(OwnedFrame { segment: Arc::clone(self), frame })
+    }
+
+    /// All data frames as one range, for the kernel to know.
+    pub(crate) fn frame_range(&self) -> Result<RawSlice> {
+        self.map.slice(self.frames_offset, self.frames() * limits::FRAME_SIZE)
+    }
+
     fn give_back(&self, frame: FrameNo, from: u8) -> bool {
         let claim = &self.claims[frame.0 as usize];
         let ours = claim.compare_exchange(from, FREE, Ordering::AcqRel, Ordering::Relaxed).is_ok();

@@ -1,0 +1,100 @@
+//! Pins that are owned: they may be kept, sent to another thread and dropped there.
+
+use std::fmt;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use super::map::{RawSlice, Rw};
+use super::{PageGuard, Region};
+use crate::Result;
+use crate::id::PageRef;
+use crate::sync::AtomicU16;
+
+/// A set of pinned frames that keeps its region alive: for what outlives a borrow, such as I/O in
+/// flight. One [`PageGuard`] is cheaper where a borrow will do.
+pub struct Pins {
+    pinned: Vec<Pinned>,
+    region: Arc<Region>,
+}
+
+struct Pinned {
+    page: PageRef,
+    bytes: RawSlice,
+    /// Of a record of the region, which frees records only when it is dropped itself.
+    pins: NonNull<Rw<AtomicU16>>,
+}
+
+// SAFETY: the counters are atomics in a `Sync` record of the region, which `Pins` keeps alive.
+unsafe impl Send for Pinned {}
+// SAFETY: as above.
+unsafe impl Sync for Pinned {}
+
+impl Pins {
+    /// No pins yet, with room for so many.
+    pub fn new(region: &Arc<Region>, capacity: usize) -> Self {
+        Self { pinned: Vec::with_capacity(capacity), region: Arc::clone(region) }
+    }
+
+    /// Pins one more frame, as [`Region::pin`] does. Returns false if the reference is stale.
+    pub fn add(&mut self, page: PageRef) -> Result<bool> {
+        let guard = self.region.pin(page)?;
+        Ok(Self::keep(&mut self.pinned, guard))
+    }
+
+    /// Pins one more frame if `still` holds afterwards, as [`Region::pin_if`] does.
+    pub fn add_if(&mut self, page: PageRef, still: impl FnOnce() -> bool) -> Result<bool> {
+        let guard = self.region.pin_if(page, still)?;
+        Ok(Self::keep(&mut self.pinned, guard))
+    }
+
+    fn keep(pinned: &mut Vec<Pinned>, guard: Option<PageGuard<'_>>) -> bool {
+        let Some(guard) = guard else { return false };
+        let (page, bytes, pins) = (guard.page, guard.bytes, NonNull::from(guard.pins));
+        pinned.push(Pinned { page, bytes, pins });
+        // The pin is now the set's to take back.
+        std::mem::forget(guard);
+        true
+    }
+
+    /// How many pins.
+    pub fn len(&self) -> usize {
+        self.pinned.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.pinned.is_empty()
+    }
+
+    /// The page of pin `index`, in the order of adding.
+    pub fn page(&self, index: usize) -> Option<PageRef> {
+        Some(self.pinned.get(index)?.page)
+    }
+
+    /// The bytes of pin `index`, valid while the set lives.
+    pub fn bytes(&self, index: usize) -> Option<&RawSlice> {
+        Some(&self.pinned.get(index)?.bytes)
+    }
+
+    /// The region that the frames lie in.
+    pub fn region(&self) -> &Arc<Region> {
+        &self.region
+    }
+}
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        for Pinned { page, bytes, pins } in self.pinned.drain(..) {
+            // SAFETY: the record that holds the counters lives as long as `self.region`.
+            let pins = unsafe { pins.as_ref() };
+            // The guard that was forgotten in `keep`, made again: its drop takes the pin back.
+            drop(PageGuard { bytes, pins, page });
+        }
+    }
+}
+
+impl fmt::Debug for Pins {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.pinned.iter().map(|pinned| pinned.page)).finish()
+    }
+}
