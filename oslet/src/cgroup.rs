@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::topology::{CpuSet, NodeSet};
 use crate::{Error, Result, limits};
 pub use hierarchy::Hierarchies;
 
@@ -73,8 +74,8 @@ impl Cgroup {
         hierarchies: &Hierarchies,
         cluster: &str,
         oslet: &str,
-        cpus: &[u32],
-        nodes: &[u32],
+        cpus: &CpuSet,
+        nodes: &NodeSet,
     ) -> Result<Created> {
         let name = relative(cluster, oslet)?;
         let mut cgroup = Self::default();
@@ -93,8 +94,8 @@ impl Cgroup {
         &mut self,
         hierarchies: &Hierarchies,
         name: &Path,
-        cpus: &[u32],
-        nodes: &[u32],
+        cpus: &CpuSet,
+        nodes: &NodeSet,
     ) -> Result<(bool, Vec<String>)> {
         let mut warnings = Vec::new();
         let mut reason = "no cpuset hierarchy is mounted".to_owned();
@@ -139,8 +140,8 @@ impl Cgroup {
                 "{}: CPUs {} and memory nodes {} are bound by affinity and memory policy only, \
                  which a process can lift: {reason}",
                 name.file_name().unwrap_or_default().display(),
-                list(cpus),
-                list(nodes)
+                cpus,
+                nodes
             ));
         }
         Ok((bound, warnings))
@@ -270,12 +271,11 @@ pub fn leftovers(hierarchies: &Hierarchies, cluster: &str) -> Result<Vec<(String
 }
 
 /// The CPUs first need nodes: a cpuset without memory takes no process.
-fn bind(path: &Path, cpus: &[u32], nodes: &[u32]) -> Result<()> {
+fn bind(path: &Path, cpus: &CpuSet, nodes: &NodeSet) -> Result<()> {
     for (file, members, what) in
         [("cpuset.mems", nodes, "memory nodes"), ("cpuset.cpus", cpus, "CPUs")]
     {
-        let members = list(members);
-        write(&path.join(file), &members).map_err(Error::io(format!(
+        write(&path.join(file), &members.to_string()).map_err(Error::io(format!(
             "{}: {what} {members}: not there, or not this process's to give",
             path.join(file).display()
         )))?;

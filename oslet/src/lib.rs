@@ -10,16 +10,16 @@ compile_error!("the region needs a 64-bit address space");
 pub mod arena;
 pub mod cgroup;
 pub mod config;
+pub mod container;
 pub mod error;
 pub mod id;
 pub mod limits;
 pub mod partition;
 pub mod procfs;
-#[cfg(not(loom))]
 pub mod region;
 pub mod ring;
-#[cfg(not(loom))]
 pub mod rpc;
+pub mod state;
 pub mod sync;
 pub mod sys;
 pub mod topology;

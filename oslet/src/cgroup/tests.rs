@@ -14,6 +14,10 @@ fn writable() -> Option<Hierarchies> {
     Some(hierarchies)
 }
 
+fn set(members: &[u32]) -> CpuSet {
+    members.iter().copied().collect()
+}
+
 fn cluster(test: &str) -> String {
     format!("t{}-{test}", std::process::id())
 }
@@ -82,7 +86,7 @@ fn processes_are_bound_and_killed_and_nothing_is_left() {
     let Some(hierarchies) = writable() else { return };
     let cluster = cluster("bound");
     let cpu = *crate::sys::numa::affinity().unwrap().last().unwrap();
-    let created = Cgroup::create(&hierarchies, &cluster, "o0", &[cpu], &[0]).unwrap();
+    let created = Cgroup::create(&hierarchies, &cluster, "o0", &set(&[cpu]), &set(&[0])).unwrap();
     let cgroup = created.cgroup;
     if !created.bound {
         println!("not tried: binding: {:?}", created.warnings);
@@ -101,7 +105,7 @@ fn processes_are_bound_and_killed_and_nothing_is_left() {
         assert_eq!(line("Mems_allowed_list:"), "0");
     }
     // While it lives there, no other cluster gets the name.
-    let again = Cgroup::create(&hierarchies, &cluster, "o0", &[cpu], &[0]).unwrap_err();
+    let again = Cgroup::create(&hierarchies, &cluster, "o0", &set(&[cpu]), &set(&[0])).unwrap_err();
     assert!(again.to_string().contains("earlier cluster"), "{again}");
     assert!(cgroup.remove(Duration::ZERO).is_err());
     let found = leftovers(&hierarchies, &cluster).unwrap();
@@ -120,7 +124,8 @@ fn processes_are_bound_and_killed_and_nothing_is_left() {
 #[test]
 fn a_group_dies_by_its_descriptor_alone() {
     let Some(hierarchies) = writable() else { return };
-    let created = Cgroup::create(&hierarchies, &cluster("fd"), "o0", &[0], &[0]).unwrap();
+    let created =
+        Cgroup::create(&hierarchies, &cluster("fd"), "o0", &set(&[0]), &set(&[0])).unwrap();
     let cgroup = created.cgroup;
     let Some(descriptor) = cgroup.kill_descriptor().unwrap() else {
         println!("skipped: no version 2 hierarchy with cgroup.kill");
@@ -139,7 +144,7 @@ fn a_group_dies_by_its_descriptor_alone() {
 fn without_version_2_the_freezer_serves() {
     let Some(hierarchies) = writable() else { return };
     let v1 = hierarchies.without_unified();
-    let created = Cgroup::create(&v1, &cluster("v1"), "o0", &[0], &[0]).unwrap();
+    let created = Cgroup::create(&v1, &cluster("v1"), "o0", &set(&[0]), &set(&[0])).unwrap();
     let cgroup = created.cgroup;
     if cgroup.groups().is_empty() {
         println!("skipped: no version 1 hierarchy");
@@ -159,15 +164,16 @@ fn without_version_2_the_freezer_serves() {
 #[test]
 fn what_cannot_be_bound_is_said_or_refused() {
     let none =
-        Cgroup::create(&Hierarchies::none(), &cluster("none"), "o0", &[0, 1, 2], &[0]).unwrap();
+        Cgroup::create(&Hierarchies::none(), &cluster("none"), "o0", &set(&[0, 1, 2]), &set(&[0]))
+            .unwrap();
     assert!(!none.bound && none.cgroup.groups().is_empty());
     let [warning] = &none.warnings[..] else { panic!("{:?}", none.warnings) };
     assert!(warning.contains("CPUs 0-2 and memory nodes 0"), "{warning}");
     none.cgroup.kill(LIMIT).unwrap();
     let Some(hierarchies) = writable() else { return };
     let cluster = cluster("refused");
-    match Cgroup::create(&hierarchies, &cluster, "o0", &[60_000], &[0]) {
-        Err(error) => assert!(error.to_string().contains("60000"), "{error}"),
+    match Cgroup::create(&hierarchies, &cluster, "o0", &set(&[8000]), &set(&[0])) {
+        Err(error) => assert!(error.to_string().contains("8000"), "{error}"),
         Ok(created) => assert!(!created.bound),
     }
     let left = leftovers(&hierarchies, &cluster).unwrap();

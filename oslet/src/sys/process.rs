@@ -44,6 +44,18 @@ pub(super) unsafe fn raw_fork_sibling() -> libc::c_long {
     unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) }
 }
 
+/// Closes every descriptor but the first three. For a process that has just been executed and has
+/// opened none itself: nothing in it can know of the others.
+///
+/// # Errors
+/// None are expected but `ENOSYS`, before Linux 5.9.
+pub(crate) fn close_all_but_standard() -> io::Result<()> {
+    // SAFETY: no memory is passed; as the caller is the first to run, no value in this process
+    // owns a descriptor from 3 on.
+    let done = unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// A set of signals.
 #[derive(Clone, Copy)]
 pub struct SignalSet(libc::sigset_t);
