@@ -16,8 +16,10 @@ pub mod id;
 pub mod limits;
 pub mod partition;
 pub mod procfs;
+#[cfg(not(loom))]
 pub mod region;
 pub mod ring;
+#[cfg(not(loom))]
 pub mod rpc;
 pub mod state;
 pub mod sync;
