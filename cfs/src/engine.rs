@@ -94,6 +94,16 @@ impl Volume {
     /// An inode that is or was in use: internal ones and orphans too.
     pub fn any_inode(&self, ino: Ino) -> Result<Inode> {
         let superblock = &self.superblock;
+        let offset = self.inode_offset(ino)?;
+        let within = (offset % u64::from(superblock.block_size)) as usize;
+        let block = self.block(Block(offset >> superblock.block_bits))?;
+        let bytes = &block.bytes[within..within + superblock.inode_size as usize];
+        Inode::parse(bytes, ino, superblock)
+    }
+
+    /// Where an inode lies, in bytes from the volume's start.
+    pub(crate) fn inode_offset(&self, ino: Ino) -> Result<u64> {
+        let superblock = &self.superblock;
         if ino.0 == 0 || ino.0 > superblock.inodes_count {
             return Err(Error::Stale(ino.to_string()));
         }
@@ -104,11 +114,7 @@ impl Volume {
         };
         let offset =
             u64::from(index % superblock.inodes_per_group) * u64::from(superblock.inode_size);
-        let block = Block(descriptor.inode_table.0 + (offset >> superblock.block_bits));
-        let within = (offset % u64::from(superblock.block_size)) as usize;
-        let block = self.block(block)?;
-        let bytes = &block.bytes[within..within + superblock.inode_size as usize];
-        Inode::parse(bytes, ino, superblock)
+        Ok((descriptor.inode_table.0 << superblock.block_bits) + offset)
     }
 
     /// Whether names may lead to an inode: the root's or a number that is not reserved.

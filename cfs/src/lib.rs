@@ -7,5 +7,6 @@ mod error;
 pub mod id;
 pub mod journal;
 pub mod limits;
+pub mod orphan;
 
 pub use error::{Error, Result};

@@ -260,7 +260,7 @@ impl Volume {
 
     /// Whether a file may claim blocks. What the volume's own inodes hold lies among its own
     /// structures.
-    fn may_claim(&self, inode: &Inode, start: Block, len: u64) -> bool {
+    pub(crate) fn may_claim(&self, inode: &Inode, start: Block, len: u64) -> bool {
         if inode.ino.0 < self.superblock.first_ino && inode.ino != Ino::ROOT {
             return start.0.checked_add(len).is_some_and(|end| end <= self.superblock.blocks_count);
         }

@@ -345,16 +345,17 @@ impl Superblock {
         u32::try_from(wrapped).ok()
     }
 
-    /// The superblock of the same log once it is empty, with `sequence` as its next transaction.
+    /// The superblock of the same log with other contents: from `start` on, or nothing (0); the next
+    /// or first transaction is `sequence`.
     #[must_use]
-    pub fn emptied(&self, sequence: Tid) -> RawSuperblock {
+    pub fn restarted(&self, start: u32, sequence: Tid, errno: i32) -> RawSuperblock {
         let mut raw = self.raw;
-        raw.start = U32::ZERO;
+        raw.start = U32::new(start);
         raw.sequence = U32::new(sequence.0);
-        raw.errno = I32::ZERO;
+        raw.errno = I32::new(errno);
         if raw.header.kind.get() == BlockKind::SuperblockV2 as u32 {
-            // An empty log has nothing in its fast commit area that an older reader must heed, and
-            // `head` would point into transactions that are gone.
+            // What is in the fast commit area belongs to older transactions, and `head` points at
+            // them. Without the feature older readers, too, can read the log.
             raw.incompat = U32::new((self.incompat - Incompat::FAST_COMMIT).bits());
             raw.head = U32::ZERO;
         }

@@ -93,7 +93,7 @@ fn the_log_is_a_circle() {
 #[test]
 fn an_emptied_log_is_valid() {
     let log = TestLog::new(Shape { start: 5, ..Shape::default() });
-    let raw = log.superblock().emptied(Tid(99));
+    let raw = log.superblock().restarted(0, Tid(99), 0);
     let sb = Superblock::parse(raw.as_bytes(), 1024, 64).unwrap();
     assert_eq!((sb.start, sb.sequence), (0, Tid(99)));
 }

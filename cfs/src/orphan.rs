@@ -1,0 +1,326 @@
+//! Orphans: inodes that a crash left between two transactions of one removal or truncation.
+//!
+//! They are named by a list through the superblock and their `dtime` fields, or by the orphan file.
+//! An inode without names is removed with all it holds; one with names is cut at its size. This is what
+//! the kernel does at the first writable mount after a crash, and e2fsck after it has replayed a
+//! journal; without it, neither calls the volume clean.
+//!
+//! All edits go to a layer in memory, which the caller then brings to the volume in one transaction.
+
+mod map;
+mod space;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use zerocopy::byteorder::little_endian::{U16, U32};
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
+
+use crate::disk::checksum::crc32c;
+use crate::disk::features::{Access, RoCompat};
+use crate::disk::inode::{self, Inode, InodeFlags, Kind, RawInode};
+use crate::disk::superblock::{OFFSET, RawSuperblock, SIZE, STATE_ERRORS};
+use crate::engine::store::BlockSource;
+use crate::engine::{Mapping, Options, Volume};
+use crate::id::{Block, Ino};
+use crate::{Error, Result};
+use space::Space;
+
+/// What was done about the orphans of a volume.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Orphans {
+    /// Inodes removed.
+    pub removed: u32,
+    /// Inodes cut at their size.
+    pub cut: u32,
+    /// Why they were left as they were, if they were; the volume can be read nevertheless.
+    pub left: Option<String>,
+}
+
+/// Removes and cuts the orphans of the volume in `layer`. After an error the layer is of no use.
+/// `now` is in seconds since 1970.
+pub(crate) fn clear(layer: &Arc<dyn BlockSource>, now: u32) -> Result<Orphans> {
+    let options = Options { ignore_journal: true, ..Options::default() };
+    let volume = Volume::open(layer.clone(), &options)?;
+    let mut cleaner = Cleaner { space: Space::new(&volume), volume: &volume, now };
+    let mut done = Orphans::default();
+    let superblock = volume.superblock();
+    if superblock.last_orphan.is_none() && superblock.orphan_file.is_none() {
+        return Ok(done);
+    }
+    if let Access::ReadOnly(features) = volume.access() {
+        let why = format!("the volume can only be read ({})", features.join(", "));
+        return Ok(Orphans { left: Some(why), ..done });
+    }
+    if superblock.state & STATE_ERRORS != 0 {
+        let why = "the volume is marked as having errors: run e2fsck";
+        return Ok(Orphans { left: Some(why.into()), ..done });
+    }
+    let mut seen = BTreeSet::new();
+    let mut next = superblock.last_orphan;
+    while let Some(ino) = next {
+        if !seen.insert(ino) {
+            return Err(Error::corrupt(ino, "is twice in the list of orphans"));
+        }
+        next = cleaner.orphan(ino, &mut done)?;
+    }
+    if let Some(file) = superblock.orphan_file {
+        cleaner.orphan_file(file, &mut seen, &mut done)?;
+    }
+    cleaner.space.finish()?;
+    forget(&**layer)?;
+    Ok(done)
+}
+
+/// The superblock names no orphans any more.
+fn forget(layer: &dyn BlockSource) -> Result<()> {
+    let mut bytes = [0; SIZE];
+    layer.read_at(OFFSET, &mut bytes)?;
+    let Ok(raw) = RawSuperblock::mut_from_bytes(&mut bytes) else {
+        return Err(Error::corrupt("superblock", "is not of 1024 bytes"));
+    };
+    raw.last_orphan = U32::ZERO;
+    let present = RoCompat::ORPHAN_PRESENT.bits();
+    raw.feature_ro_compat = (raw.feature_ro_compat.get() & !present).into();
+    raw.update_checksum();
+    layer.write_at(OFFSET, raw.as_bytes())
+}
+
+/// An inode's bytes and their place in the volume.
+struct Stored {
+    offset: u64,
+    bytes: Vec<u8>,
+}
+
+impl Stored {
+    /// Changes fields; those that a small inode does not have stay out of it.
+    fn edit(&mut self, change: impl FnOnce(&mut RawInode)) {
+        let mut raw = RawInode::new_zeroed();
+        let known = self.bytes.len().min(size_of::<RawInode>());
+        raw.as_mut_bytes()[..known].copy_from_slice(&self.bytes[..known]);
+        change(&mut raw);
+        self.bytes[..known].copy_from_slice(&raw.as_bytes()[..known]);
+    }
+
+    /// Bytes of the fields after the first 128.
+    fn extra_size(&self) -> usize {
+        let bytes = self.bytes.get(BASE_SIZE..).and_then(<[u8]>::first_chunk);
+        bytes.map_or(0, |size| usize::from(u16::from_le_bytes(*size)))
+    }
+}
+
+/// Bytes of an inode that has no further fields.
+const BASE_SIZE: usize = crate::limits::MIN_INODE_SIZE as usize;
+/// Bytes of further fields up to and with the upper half of the checksum.
+const CHECKSUM_HI_END: usize = 4;
+
+struct Cleaner<'a> {
+    volume: &'a Volume,
+    space: Space<'a>,
+    now: u32,
+}
+
+/// Magic number at the end of each block of the orphan file, before the checksum.
+const ORPHAN_FILE_MAGIC: u32 = 0x0b10_ca04;
+const ORPHAN_FILE_TAIL: usize = 8;
+
+impl Cleaner<'_> {
+    /// Returns the next orphan of the list.
+    fn orphan(&mut self, ino: Ino, done: &mut Orphans) -> Result<Option<Ino>> {
+        if ino.0 < self.volume.superblock().first_ino {
+            return Err(Error::corrupt(ino, "is reserved, but in the list of orphans"));
+        }
+        let inode = self.volume.any_inode(ino)?;
+        let next = Some(Ino(inode.dtime)).filter(|next| next.0 != 0);
+        let mut stored = self.load(ino)?;
+        if inode.links == 0 {
+            self.remove(&inode, &mut stored)?;
+            done.removed += 1;
+        } else {
+            self.cut(&inode, &mut stored)?;
+            done.cut += 1;
+        }
+        self.store(&inode, stored)?;
+        Ok(next)
+    }
+
+    fn remove(&mut self, inode: &Inode, stored: &mut Stored) -> Result<()> {
+        self.free_map(inode, 0, stored)?;
+        if inode.xattr_block != 0 {
+            self.release_xattrs(inode)?;
+        }
+        self.space.free_inode(inode.ino, inode.kind == Kind::Directory)?;
+        let now = self.now;
+        stored.edit(|raw| {
+            raw.dtime = now.into();
+            (raw.size_lo, raw.size_hi) = (U32::ZERO, U32::ZERO);
+            (raw.blocks_lo, raw.blocks_hi) = (U32::ZERO, U16::ZERO);
+            (raw.file_acl_lo, raw.file_acl_hi) = (U32::ZERO, U16::ZERO);
+        });
+        Ok(())
+    }
+
+    fn cut(&mut self, inode: &Inode, stored: &mut Stored) -> Result<()> {
+        let superblock = self.volume.superblock();
+        let bits = superblock.block_bits;
+        let freed = if inode.kind == Kind::Regular {
+            self.zero_tail(inode)?;
+            let end = inode.size.div_ceil(u64::from(superblock.block_size));
+            self.free_map(inode, end, stored)?
+        } else {
+            0
+        };
+        let left = inode.blocks.saturating_sub(freed << (bits - 9));
+        let huge = inode.flags.contains(InodeFlags::HUGE_FILE);
+        let left = if huge { left >> (bits - 9) } else { left };
+        stored.edit(|raw| {
+            raw.dtime = U32::ZERO;
+            raw.blocks_lo = (left as u32).into();
+            raw.blocks_hi = ((left >> 32) as u16).into();
+        });
+        Ok(())
+    }
+
+    /// Frees what the map holds from block `end` on, in the inode's bytes too; returns how many blocks,
+    /// those of the map itself included.
+    fn free_map(&mut self, inode: &Inode, end: u64, stored: &mut Stored) -> Result<u64> {
+        let inline = inode.flags.contains(InodeFlags::INLINE_DATA);
+        let mapped = match inode.kind {
+            Kind::Regular | Kind::Directory => !inline,
+            Kind::Symlink => {
+                inode.flags.contains(InodeFlags::EXTENTS) || inode.size >= inode.block.len() as u64
+            }
+            _ => false,
+        };
+        if !mapped {
+            return Ok(0);
+        }
+        let before = self.space.freed_blocks();
+        let mut root = inode.block;
+        if inode.flags.contains(InodeFlags::EXTENTS) {
+            map::cut_extents(self.volume, &mut self.space, inode, &mut root, end)?;
+        } else {
+            map::cut_pointers(self.volume, &mut self.space, inode, &mut root, end)?;
+        }
+        stored.edit(|raw| raw.block = root);
+        Ok(self.space.freed_blocks() - before)
+    }
+
+    /// What lies in the last block beyond the size reads as zeros should the file grow again.
+    fn zero_tail(&self, inode: &Inode) -> Result<()> {
+        let superblock = self.volume.superblock();
+        let block_size = u64::from(superblock.block_size);
+        let within = inode.size % block_size;
+        let unmapped = InodeFlags::INLINE_DATA | InodeFlags::ENCRYPTED;
+        if within == 0 || inode.flags.intersects(unmapped) {
+            return Ok(());
+        }
+        if let Mapping::Data(block) = self.volume.map(inode, inode.size / block_size, 1)?.mapping {
+            let zeros = vec![0; (block_size - within) as usize];
+            let offset = (block.0 << superblock.block_bits) + within;
+            self.volume.source().write_at(offset, &zeros)?;
+        }
+        Ok(())
+    }
+
+    /// Takes one reference off a block of extended attributes, which inodes may share.
+    fn release_xattrs(&mut self, inode: &Inode) -> Result<()> {
+        let superblock = self.volume.superblock();
+        let block = Block(inode.xattr_block);
+        if !self.volume.may_claim(inode, block, 1) {
+            return Err(Error::corrupt(inode.ino, format!("attributes at {block}")));
+        }
+        let offset = block.0 << superblock.block_bits;
+        let mut bytes = vec![0; superblock.block_size as usize];
+        self.volume.source().read_at(offset, &mut bytes)?;
+        let word = |bytes: &[u8], at: usize| {
+            bytes[at..].first_chunk().map_or(0, |word| u32::from_le_bytes(*word))
+        };
+        let references = word(&bytes, 4);
+        if word(&bytes, 0) != XATTR_MAGIC || references == 0 {
+            return Err(Error::corrupt(inode.ino, format!("no attributes at {block}")));
+        }
+        if references == 1 {
+            return self.space.free_blocks(block, 1);
+        }
+        bytes[4..8].copy_from_slice(&(references - 1).to_le_bytes());
+        if superblock.features.metadata_csum() {
+            bytes[XATTR_CHECKSUM..XATTR_CHECKSUM + 4].fill(0);
+            let seed = crc32c(superblock.checksum_seed, &block.0.to_le_bytes());
+            let sum = crc32c(seed, &bytes).to_le_bytes();
+            bytes[XATTR_CHECKSUM..XATTR_CHECKSUM + 4].copy_from_slice(&sum);
+        }
+        self.volume.source().write_at(offset, &bytes)
+    }
+
+    /// Clears the orphans that the orphan file names, and the file.
+    fn orphan_file(
+        &mut self,
+        ino: Ino,
+        seen: &mut BTreeSet<Ino>,
+        done: &mut Orphans,
+    ) -> Result<()> {
+        let superblock = self.volume.superblock();
+        let block_size = superblock.block_size as usize;
+        let file = self.volume.any_inode(ino)?;
+        let count = file.size >> superblock.block_bits;
+        for run in self.volume.runs(&file, 0, count.min(superblock.blocks_count)) {
+            let run = run?;
+            let Mapping::Data(start) = run.mapping else { continue };
+            for block in start.0..start.0 + run.len {
+                let offset = block << superblock.block_bits;
+                let mut bytes = vec![0; block_size];
+                self.volume.source().read_at(offset, &mut bytes)?;
+                let (names, tail) = bytes.split_at_mut(block_size - ORPHAN_FILE_TAIL);
+                let magic = tail.first_chunk().map_or(0, |word| u32::from_le_bytes(*word));
+                let sum = |names: &[u8]| {
+                    crc32c(crc32c(file.checksum_seed, &block.to_le_bytes()), names).to_le_bytes()
+                };
+                let checked = superblock.features.metadata_csum();
+                if magic != ORPHAN_FILE_MAGIC || checked && tail[4..] != sum(names) {
+                    return Err(Error::corrupt(ino, format!("orphans at {}", Block(block))));
+                }
+                if names.iter().all(|byte| *byte == 0) {
+                    continue;
+                }
+                for name in names.chunks_exact(4) {
+                    let orphan = Ino(name.first_chunk().map_or(0, |n| u32::from_le_bytes(*n)));
+                    if orphan.0 != 0 && seen.insert(orphan) {
+                        self.orphan(orphan, done)?;
+                    }
+                }
+                names.fill(0);
+                if checked {
+                    tail[4..].copy_from_slice(&sum(names));
+                }
+                self.volume.source().write_at(offset, &bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn load(&self, ino: Ino) -> Result<Stored> {
+        let offset = self.volume.inode_offset(ino)?;
+        let mut bytes = vec![0; self.volume.superblock().inode_size as usize];
+        self.volume.source().read_at(offset, &mut bytes)?;
+        Ok(Stored { offset, bytes })
+    }
+
+    fn store(&self, inode: &Inode, mut stored: Stored) -> Result<()> {
+        let superblock = self.volume.superblock();
+        if superblock.features.metadata_csum() {
+            let extra = stored.extra_size();
+            let sum = inode::checksum(&stored.bytes, inode.checksum_seed, extra);
+            stored.edit(|raw| {
+                raw.checksum_lo = (sum as u16).into();
+                if extra >= CHECKSUM_HI_END {
+                    raw.checksum_hi = ((sum >> 16) as u16).into();
+                }
+            });
+        }
+        self.volume.source().write_at(stored.offset, &stored.bytes)
+    }
+}
+
+const XATTR_MAGIC: u32 = 0xea02_0000;
+const XATTR_CHECKSUM: usize = 0x10;

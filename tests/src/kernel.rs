@@ -1,0 +1,236 @@
+//! The kernel's filesystems and e2fsprogs, which tests compare with.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+/// Why tests that mount cannot run here, if they cannot. Such tests print it and say that they
+/// checked nothing.
+#[must_use]
+pub fn missing() -> Option<String> {
+    if !rustix::process::geteuid().is_root() {
+        return Some("needs root to mount".into());
+    }
+    if !Path::new("/dev/loop-control").exists() {
+        return Some("needs loop devices".into());
+    }
+    ["mke2fs", "e2fsck", "debugfs", "mount", "umount"]
+        .into_iter()
+        .find(|tool| Command::new(tool).arg("-V").output().is_err())
+        .map(|tool| format!("needs {tool} (package e2fsprogs or mount)"))
+}
+
+/// Runs a command; an error unless it exits with 0.
+pub fn run(program: &str, args: &[&str]) -> Result<String> {
+    let output = output(program, args)?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(
+        output.status.success(),
+        "{program} {}: {}\n{text}{}",
+        args.join(" "),
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(text)
+}
+
+fn output(program: &str, args: &[&str]) -> Result<Output> {
+    Command::new(program).args(args).output().with_context(|| format!("{program} does not start"))
+}
+
+/// What a path is in arguments.
+pub fn arg(path: &Path) -> &str {
+    path.to_str().expect("test directories have plain names")
+}
+
+/// Makes an image of `megabytes` with mke2fs.
+pub fn mke2fs(image: &Path, megabytes: u64, args: &[&str]) -> Result<()> {
+    let file = std::fs::File::create(image)?;
+    file.set_len(megabytes << 20)?;
+    let mut all = vec!["-q", "-F"];
+    all.extend_from_slice(args);
+    all.push(arg(image));
+    run("mke2fs", &all).map(drop)
+}
+
+/// `e2fsck -fn` must find nothing at all.
+pub fn assert_clean(image: &Path) -> Result<()> {
+    let text = run("e2fsck", &["-f", "-n", arg(image)])?;
+    // Wrong counts in the superblock leave the exit status 0.
+    ensure!(!text.contains("Fix? no"), "e2fsck is not content:\n{text}");
+    Ok(())
+}
+
+/// An image mounted through a loop device; unmounted when dropped.
+#[derive(Debug)]
+pub struct LoopMount {
+    dir: PathBuf,
+    device: String,
+}
+
+impl LoopMount {
+    /// Mounts `image` on `dir`, which is made if need be.
+    pub fn new(image: &Path, dir: &Path, options: &str) -> Result<Self> {
+        std::fs::create_dir_all(dir)?;
+        let device = run("losetup", &["--find", "--show", arg(image)])?.trim().to_owned();
+        let options = if options.is_empty() { "noatime" } else { options };
+        if let Err(error) = run("mount", &["-t", "ext4", "-o", options, &device, arg(dir)]) {
+            run("losetup", &["-d", &device])?;
+            return Err(error);
+        }
+        Ok(Self { dir: dir.to_owned(), device })
+    }
+
+    /// Where it is mounted.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Its device's name, as in /sys/block.
+    #[must_use]
+    pub fn device(&self) -> &str {
+        self.device.trim_start_matches("/dev/")
+    }
+
+    /// Unmounts it.
+    pub fn unmount(self) -> Result<()> {
+        // Drop does it; a failure there would go unseen.
+        let (dir, device) = (self.dir.clone(), self.device.clone());
+        std::mem::forget(self);
+        detach(&dir, &device)
+    }
+
+    /// Requests completed and sectors written by the device, and requests under way.
+    fn counters(&self) -> Result<(String, bool)> {
+        let stat = std::fs::read_to_string(format!("/sys/block/{}/stat", self.device()))?;
+        let fields: Vec<&str> = stat.split_whitespace().collect();
+        ensure!(fields.len() > 8, "{stat}");
+        Ok((fields[4..7].join(" "), fields[8] != "0"))
+    }
+
+    /// Copies the image as it is at one instant: again, until the kernel wrote nothing meanwhile.
+    pub fn snapshot(&self, image: &Path, copy: &Path) -> Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while Instant::now() < deadline {
+            let before = self.counters()?;
+            if before.1 {
+                std::thread::sleep(Duration::from_millis(2));
+                continue;
+            }
+            std::fs::copy(image, copy)?;
+            if self.counters()? == before {
+                return Ok(());
+            }
+        }
+        bail!("{}: no quiet moment in 20 s", self.device)
+    }
+}
+
+impl Drop for LoopMount {
+    fn drop(&mut self) {
+        if let Err(error) = detach(&self.dir, &self.device) {
+            eprintln!("{error:#}");
+        }
+    }
+}
+
+fn detach(dir: &Path, device: &str) -> Result<()> {
+    let unmounted = run("umount", &[arg(dir)]);
+    run("losetup", &["-d", device])?;
+    unmounted.map(drop)
+}
+
+/// One object of a tree, with everything that a copy of the image must have too.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its path below the root.
+    pub path: PathBuf,
+    /// Type, permissions, links, owner, size, blocks, device, times: one word each.
+    pub attributes: String,
+    /// A file's contents, or a link's target.
+    pub contents: Vec<u8>,
+    /// Extended attributes in order of names.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// All objects below `root`, in order of paths.
+pub fn tree(root: &Path) -> Result<Vec<Entry>> {
+    let mut entries = Vec::new();
+    let mut pending = vec![root.to_owned()];
+    while let Some(path) = pending.pop() {
+        let entry = entry(root, &path).with_context(|| path.display().to_string())?;
+        if path.symlink_metadata()?.is_dir() {
+            for child in std::fs::read_dir(&path)? {
+                pending.push(child?.path());
+            }
+        }
+        entries.push(entry);
+    }
+    entries.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(entries)
+}
+
+fn entry(root: &Path, path: &Path) -> Result<Entry> {
+    use std::os::unix::fs::MetadataExt;
+    let meta = path.symlink_metadata()?;
+    let contents = if meta.is_file() {
+        std::fs::read(path)?
+    } else if meta.is_symlink() {
+        std::fs::read_link(path)?.into_os_string().into_encoded_bytes()
+    } else {
+        Vec::new()
+    };
+    let attributes = format!(
+        "ino {} mode {:o} links {} uid {} gid {} size {} blocks {} rdev {} mtime {}.{} ctime {}.{}",
+        meta.ino(),
+        meta.mode(),
+        meta.nlink(),
+        meta.uid(),
+        meta.gid(),
+        meta.size(),
+        meta.blocks(),
+        meta.rdev(),
+        meta.mtime(),
+        meta.mtime_nsec(),
+        meta.ctime(),
+        meta.ctime_nsec()
+    );
+    let path = path.strip_prefix(root)?.to_owned();
+    Ok(Entry { xattrs: xattrs(&root.join(&path))?, path, attributes, contents })
+}
+
+fn xattrs(path: &Path) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    let mut names = vec![0; 65536];
+    let len = rustix::fs::llistxattr(path, &mut names[..])?;
+    let mut found = Vec::new();
+    for name in names[..len].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        let mut value = vec![0; 65536];
+        let len = rustix::fs::lgetxattr(path, name, &mut value[..])?;
+        value.truncate(len);
+        found.push((name.to_vec(), value));
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Says where two trees differ, if they do.
+pub fn assert_same_tree(ours: &[Entry], theirs: &[Entry]) -> Result<()> {
+    for (a, b) in ours.iter().zip(theirs) {
+        ensure!(
+            a.path == b.path && a.attributes == b.attributes && a.xattrs == b.xattrs,
+            "ours: {} {} {:?}\ntheirs: {} {} {:?}",
+            a.path.display(),
+            a.attributes,
+            a.xattrs,
+            b.path.display(),
+            b.attributes,
+            b.xattrs
+        );
+        ensure!(a.contents == b.contents, "contents of {} differ", a.path.display());
+    }
+    ensure!(ours.len() == theirs.len(), "{} objects, not {}", ours.len(), theirs.len());
+    Ok(())
+}
