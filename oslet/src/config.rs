@@ -50,7 +50,7 @@ use crate::limits;
 use crate::region::Backing;
 use crate::topology::{CpuSet, NodeSet};
 
-pub use value::{check_host_name, check_name, parse_size};
+pub use value::{check_host_name, check_name, parse_size, show_size};
 
 /// The most bytes of a configuration file.
 const MAX_TEXT: u64 = 1 << 20;

@@ -15,6 +15,7 @@ pub mod error;
 pub mod id;
 pub mod limits;
 pub mod partition;
+pub mod plan;
 pub mod procfs;
 #[cfg(not(loom))]
 pub mod region;

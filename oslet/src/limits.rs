@@ -37,6 +37,9 @@ pub const RINGS_PER_THREAD: usize = 127;
 /// Bytes of an OSlet's or a cluster's name.
 pub const MAX_NAME: usize = 32;
 
+/// Bytes of the smallest segment that a runtime can work with.
+pub const MIN_SEGMENT: u64 = 4 << 20;
+
 const _: () = {
     assert!(1 << FRAME_SHIFT == FRAME_SIZE);
     assert!(MAX_PARTICIPANTS == 1 << PARTICIPANT_BITS);

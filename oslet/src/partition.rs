@@ -1,10 +1,10 @@
 //! Division of a machine into OSlets.
 //!
 //! CPUs are divided along NUMA nodes: near nodes together where there are more nodes than OSlets, a
-//! node split along packages, dies, caches and cores where there are fewer. The threads of a core stay
-//! together unless there are more OSlets than cores, and where cores differ each OSlet gets its share
-//! of every kind. Every CPU goes to one OSlet; only when there are more OSlets than CPUs do several
-//! share one.
+//! node split along packages, dies, caches and cores where there are fewer. The threads of a core
+//! stay together unless there are more OSlets than cores, and where cores differ each OSlet gets
+//! its share of every kind. Every CPU goes to one OSlet; only when there are more OSlets than CPUs
+//! do several share one.
 
 mod group;
 
@@ -27,8 +27,9 @@ pub struct Part {
     pub memory_only: NodeSet,
 }
 
-/// Divides `cpus` into `count` sets of CPUs that are as equal as the machine allows, ordered by node
-/// and number. The sets are disjoint unless there are more of them than CPUs. Empty if either is zero.
+/// Divides `cpus` into `count` sets of CPUs that are as equal as the machine allows, ordered by
+/// node and number. The sets are disjoint unless there are more of them than CPUs. Empty if either
+/// is zero.
 pub fn divide(topology: &Topology, cpus: &CpuSet, count: usize) -> Vec<CpuSet> {
     if cpus.is_empty() || count == 0 {
         return Vec::new();
@@ -190,7 +191,8 @@ fn domains(topology: &Topology, units: Vec<Unit>) -> Vec<Domain> {
     domains.into_values().collect()
 }
 
-/// For each node the smallest of those that claim one of its CPUs too, directly or by way of others.
+/// For each node the smallest of those that claim one of its CPUs too, directly or by way of
+/// others.
 fn overlapping_nodes(topology: &Topology) -> BTreeMap<u32, u32> {
     let mut smallest: BTreeMap<u32, u32> = topology.nodes.iter().map(|n| (n.id, n.id)).collect();
     let claims: Vec<NodeSet> = topology
@@ -215,8 +217,8 @@ fn overlapping_nodes(topology: &Topology) -> BTreeMap<u32, u32> {
     smallest
 }
 
-/// Splits the units of a domain; each kind of core is split by itself, so that each part gets a share
-/// of every kind. No part is empty if there are at least as many units as parts.
+/// Splits the units of a domain; each kind of core is split by itself, so that each part gets a
+/// share of every kind. No part is empty if there are at least as many units as parts.
 fn split(units: Vec<Unit>, count: usize) -> Vec<Vec<Unit>> {
     let mut by_class: BTreeMap<u8, Vec<Unit>> = BTreeMap::new();
     for unit in units {
@@ -236,7 +238,8 @@ fn split(units: Vec<Unit>, count: usize) -> Vec<Vec<Unit>> {
     parts
 }
 
-/// Splits cores of one kind along the coarsest level of the hierarchy that keeps the parts balanced.
+/// Splits cores of one kind along the coarsest level of the hierarchy that keeps the parts
+/// balanced.
 fn split_equal_cores(units: Vec<Unit>, count: usize) -> Vec<Vec<Unit>> {
     if count <= 1 {
         return vec![units];

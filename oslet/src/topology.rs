@@ -1,9 +1,9 @@
 //! What a machine is made of: CPUs, cores, caches, NUMA nodes and memory, read from /sys and /proc.
 //!
-//! Sources: `Documentation/admin-guide/cputopology.rst`, `Documentation/ABI/stable/sysfs-devices-*`,
-//! `Documentation/admin-guide/cgroup-v1/cpusets.rst` and `cgroup-v2.rst`. The text is untrusted: a
-//! machine whose tables contradict each other is read as far as they agree, and
-//! [`Topology::warnings`] says what was not believed.
+//! Sources: `Documentation/admin-guide/cputopology.rst`,
+//! `Documentation/ABI/stable/sysfs-devices-*`, `Documentation/admin-guide/cgroup-v1/cpusets.rst`
+//! and `cgroup-v2.rst`. The text is untrusted: a machine whose tables contradict each other is read
+//! as far as they agree, and [`Topology::warnings`] says what was not believed.
 
 mod allowed;
 mod cpu;
@@ -69,7 +69,8 @@ pub struct Cpu {
 pub struct Node {
     /// The kernel's number.
     pub id: u32,
-    /// Its online CPUs; none in a node of memory alone. In contradictory tables a CPU may be in two.
+    /// Its online CPUs; none in a node of memory alone. In contradictory tables a CPU may be in
+    /// two.
     pub cpus: CpuSet,
     /// Its memory in bytes; 0 in a node without memory.
     pub total: u64,

@@ -33,6 +33,19 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     }
 }
 
+/// A size as people read it: `12.5 GiB`, rounded down.
+pub fn show_size(bytes: u64) -> String {
+    let units = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
+    match units.into_iter().find(|(shift, _)| bytes >> shift > 0) {
+        Some((shift, unit)) => {
+            let whole = bytes >> shift;
+            let tenth = ((bytes - (whole << shift)) * 10) >> shift;
+            format!("{whole}.{tenth} {unit}")
+        }
+        None => format!("{bytes} B"),
+    }
+}
+
 /// Checks the name of a device or a volume, which becomes a file's name.
 ///
 /// # Errors

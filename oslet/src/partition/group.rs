@@ -1,8 +1,8 @@
 //! Two small optimisers: members into groups, and places among members.
 
-/// Puts weighted members into `count` groups (1 to the number of members, none empty): balanced to an
-/// eighth of a group first, then near members together, then as balanced as can be. Says the group
-/// of each member.
+/// Puts weighted members into `count` groups (1 to the number of members, none empty): balanced to
+/// an eighth of a group first, then near members together, then as balanced as can be. Says the
+/// group of each member.
 ///
 /// Neighbours are put together first, then members are moved and swapped while that helps. `near`
 /// is the price of having two members in one group.

@@ -11,7 +11,8 @@ use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 use crate::{Error, Result};
 
 /// What a region is made of. Fixed when the cluster starts.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Backing {
     /// One sealed anonymous file a segment: R1 is enforced by the kernel.
     Memfd,

@@ -182,7 +182,8 @@ impl Mount {
         let group = group.unwrap_or("/");
         let inner = match group.strip_prefix(self.root.trim_end_matches('/')) {
             Some(inner) if inner.is_empty() || inner.starts_with('/') => inner,
-            // The cgroup is outside of what is mounted here; the mount point is its nearest ancestor.
+            // The cgroup is outside of what is mounted here; the mount point is its nearest
+            // ancestor.
             _ => "",
         };
         let parts: Vec<&str> = inner.split('/').filter(|part| !part.is_empty()).collect();

@@ -85,7 +85,8 @@ fn one(tree: &dyn Tree, cpu: u32, online: &CpuSet, warnings: &mut Vec<String>) -
 /// with 2, and 2 that it shares with 0.
 fn unify(cpus: &mut BTreeMap<u32, Cpu>, mut field: impl FnMut(&mut Cpu) -> &mut u32) {
     let order: Vec<u32> = cpus.keys().copied().collect();
-    // A CPU points at itself or a smaller one, whose own pointer is final when this one's turn comes.
+    // A CPU points at itself or a smaller one, whose own pointer is final when this one's turn
+    // comes.
     for id in order {
         let target = cpus.get_mut(&id).map_or(id, |cpu| *field(cpu));
         let root = cpus.get_mut(&target).map_or(target, |cpu| *field(cpu));

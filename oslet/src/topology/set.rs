@@ -71,6 +71,11 @@ impl IdSet {
         })
     }
 
+    /// The numbers, ascending, as system calls and control groups want them.
+    pub fn to_vec(&self) -> Vec<u32> {
+        self.iter().collect()
+    }
+
     /// What is in both.
     pub fn and(&self, other: &Self) -> Self {
         Self::trimmed(self.words.iter().zip(&other.words).map(|(a, b)| a & b).collect())

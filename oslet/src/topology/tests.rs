@@ -1,8 +1,9 @@
 use super::testing::{MACHINES, capture, machine, unrestricted};
 use super::*;
 
-/// (machine, allowed CPUs, cores, packages, nodes, nodes with memory that may be used, core classes):
-/// read from the archives by hand. A core of the 64amd64 machine is a module of two integer units.
+/// (machine, allowed CPUs, cores, packages, nodes, nodes with memory that may be used, core
+/// classes): read from the archives by hand. A core of the 64amd64 machine is a module of two
+/// integer units.
 const EXPECTED: [(&str, &str, usize, usize, &str, &str, usize); 14] = [
     ("16amd64-8n2c", "0-15", 16, 8, "0-7", "0-7", 1),
     ("16amd64-8n2c-cpusets", "0-3,5-6,12-15", 10, 6, "0-7", "1-4", 1),

@@ -1,0 +1,106 @@
+//! How much shared memory a cluster takes.
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Config, Problems, show_size};
+use crate::limits;
+use crate::region::{Backing, HUGE_PAGE};
+use crate::topology::{HugePages, Topology};
+
+/// The region. Without a size in the configuration it takes a quarter of the free memory (half of
+/// the free huge pages with `hugetlb`), but at most 64 GiB, and where a quarter is less than 16 MiB
+/// an OSlet up to half.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegionPlan {
+    /// Bytes of all runtimes' segments together.
+    pub size: u64,
+    /// Bytes of one runtime's segment: the size divided by the OSlets, in whole pages.
+    pub segment: u64,
+    /// What it is made of.
+    pub backing: Backing,
+    /// Huge pages.
+    pub huge: bool,
+    /// All memory brought in at start.
+    pub prefault: bool,
+    /// Bytes that were free for it when the plan was made.
+    pub free: u64,
+}
+
+/// The most that is taken unasked.
+const MOST_BY_DEFAULT: u64 = 64 << 30;
+/// What an OSlet should have unasked.
+const FAIR_SEGMENT: u64 = 16 << 20;
+/// Bytes of the largest segment: its frames can be named.
+const MAX_SEGMENT: u64 = limits::MAX_FRAMES as u64 * limits::FRAME_SIZE as u64;
+
+const _: () = assert!(FAIR_SEGMENT >= limits::MIN_SEGMENT && limits::MIN_SEGMENT < MAX_SEGMENT);
+
+pub(super) fn plan(config: &Config, topology: &Topology, problems: &mut Problems) -> RegionPlan {
+    let wanted = &config.region;
+    let backing = wanted.backing.value.clone();
+    let pool = backing == Backing::Hugetlb;
+    let huge = pool || wanted.huge.value;
+    let page = if huge { HUGE_PAGE as u64 } else { limits::FRAME_SIZE as u64 };
+    let oslets = config.oslets.len().max(1) as u64;
+    let free = match pool {
+        true => pool_pages(topology, |pool| pool.free).saturating_mul(HUGE_PAGE as u64),
+        false => free_memory(topology),
+    };
+    let size = match &wanted.size {
+        Some(size) => size.value,
+        None if pool => (free / 2).min(MOST_BY_DEFAULT),
+        None => (free / 4).max((oslets * FAIR_SEGMENT).min(free / 2)).min(MOST_BY_DEFAULT),
+    };
+    let segment = size / oslets / page * page;
+    let line = wanted.size.as_ref().and_then(|size| size.line).or(wanted.backing.line);
+    let source = if pool { "of free huge pages" } else { "of free memory" };
+    let least = oslets * limits::MIN_SEGMENT;
+    let what = if wanted.size.is_some() {
+        format!("region: size: {}", show_size(size))
+    } else {
+        format!("region: {} {source}", show_size(free))
+    };
+    if free < least {
+        let advice = match pool {
+            true => {
+                let missing = (least - free).div_ceil(HUGE_PAGE as u64);
+                let pages = pool_pages(topology, |pool| pool.total).saturating_add(missing);
+                format!("reserve them: sysctl vm.nr_hugepages={pages}")
+            }
+            false => "free some memory or start fewer".into(),
+        };
+        problems.add(
+            line,
+            format!(
+                "region: {} {source} is too little for {oslets} OSlets, which take {} at least; \
+                 {advice}",
+                show_size(free),
+                show_size(least),
+            ),
+        );
+    } else if segment < limits::MIN_SEGMENT {
+        let least = show_size(oslets * limits::MIN_SEGMENT.max(page));
+        problems.add(line, format!("{what} is too small for {oslets} OSlets; use {least} or more"));
+    } else if size > free {
+        let most = show_size(free);
+        problems.add(line, format!("{what} is more than the {most} {source}; use less"));
+    } else if segment > MAX_SEGMENT {
+        let most = show_size(oslets * MAX_SEGMENT);
+        problems.add(line, format!("{what} is too large for {oslets} OSlets; use {most} or less"));
+    }
+    let size = segment.saturating_mul(oslets);
+    RegionPlan { size, segment, backing, huge, prefault: wanted.prefault, free }
+}
+
+/// Free memory, as far as it is on nodes that may be used.
+fn free_memory(topology: &Topology) -> u64 {
+    let nodes = topology.nodes.iter().filter(|node| topology.allowed_nodes.contains(node.id));
+    let on_nodes = nodes.map(|node| node.total).fold(0, u64::saturating_add);
+    topology.memory.usable().min(on_nodes)
+}
+
+/// Sums a number over the pools of the pages that segments are made of.
+fn pool_pages(topology: &Topology, part: fn(&HugePages) -> u64) -> u64 {
+    let pools = topology.huge_pages.iter().filter(|pool| pool.size == HUGE_PAGE as u64);
+    pools.map(part).fold(0, u64::saturating_add)
+}
