@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use crate::hazard;
 use crate::id::{FrameNo, PageRef, ParticipantId};
 use crate::region::{OwnedFrame, Region};
-use crate::sync::{Ordering, fence};
 use crate::{Error, Result};
 
 /// Frames looked at in one sweep of the limbo, so that an allocation's time is bounded.
@@ -90,8 +90,7 @@ impl Arena {
             debug_assert_eq!(page.home, own.participant(), "{page:?} has another home");
             own.advance_generation(page.frame);
         }
-        // SYNC POINT: pin or reuse
-        fence(Ordering::SeqCst);
+        hazard::before_scan();
         let mut state = self.state.lock();
         state.limbo.extend(pages.iter().map(|page| page.frame));
         let from = state.limbo.len() - pages.len();
@@ -104,10 +103,9 @@ impl Arena {
         let own = self.region.own();
         debug_assert_eq!(page.home, own.participant(), "{page:?} has another home");
         own.advance_generation(page.frame);
-        // SYNC POINT: pin or reuse
-        fence(Ordering::SeqCst);
+        hazard::before_scan();
         let (index, unknown) = self.region.pin_index();
-        if unknown.is_empty() && self.region.pinned_by(&index, page.frame.0 as usize).is_none() {
+        if unknown.is_empty() && index.pinned_by(page.frame).is_none() {
             return own.claim_published(page.frame);
         }
         self.state.lock().limbo.push(page.frame);
@@ -143,7 +141,7 @@ impl Arena {
         let mut at = from;
         for _ in 0..count {
             let frame = state.limbo[at];
-            let pinned = self.region.pinned_by(&index, frame.0 as usize).is_some();
+            let pinned = index.pinned_by(frame).is_some();
             if pinned || !own.unpublish(frame) {
                 at += 1;
             } else {
@@ -152,6 +150,18 @@ impl Arena {
             }
         }
         from + count - at
+    }
+
+    /// For each frame whether somebody pins it now, and how many ticks ago anybody last used it: what
+    /// an eviction chooses by. `None` for pinned ones.
+    pub fn ages(&self, frames: &[FrameNo]) -> Vec<Option<u16>> {
+        let (index, unknown) = self.region.pin_index();
+        let clock = self.region.own().clock();
+        let age = |&frame: &FrameNo| {
+            let idle = unknown.is_empty() && index.pinned_by(frame).is_none();
+            idle.then(|| index.age(frame, clock))
+        };
+        frames.iter().map(age).collect()
     }
 
     /// How the frames are used now.
@@ -171,7 +181,7 @@ impl Arena {
         let (index, bad) = self.region.pin_index();
         let mut charges: Vec<(ParticipantId, usize)> = Vec::new();
         for frame in limbo {
-            if let Some(who) = self.region.pinned_by(&index, frame.0 as usize) {
+            if let Some(who) = index.pinned_by(frame) {
                 match charges.iter_mut().find(|(p, _)| *p == who) {
                     Some((_, count)) => *count += 1,
                     None => charges.push((who, 1)),

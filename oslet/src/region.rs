@@ -27,12 +27,10 @@ pub use map::{Atom, Mapping, Paging, RawSlice, RawSliceMut, Ro, Rw};
 pub use pins::Pins;
 pub use segment::{OwnSegment, OwnedFrame, PeerSegment, SegmentSpec, Table};
 
-use crate::id::{Epoch, PageRef, ParticipantId};
-use crate::sync::{AtomicU16, Ordering, fence, fence_after_rmw};
+use crate::hazard::{self, Counter, Seen};
+use crate::id::{Epoch, FrameNo, PageRef, ParticipantId};
+use crate::sync::{AtomicU16, Ordering, fence};
 use crate::{Error, Result, limits};
-
-/// Pins of one participant on one frame at a time; beyond it a pin is refused.
-const MAX_PINS_PER_FRAME: u16 = 0x7fff;
 
 /// One mapped segment and this process's pins on it.
 #[derive(Debug)]
@@ -124,7 +122,8 @@ impl Region {
     }
 
     fn any_pinned(&self, record: &Mapped) -> bool {
-        (0..record.pins.len()).any(|frame| record.pins.load(frame, Ordering::SeqCst) != 0)
+        let pins = &record.pins;
+        (0..pins.len()).any(|frame| hazard::is_pinned(&PinCounter { pins, frame }))
     }
 
     /// With `records` locked.
@@ -167,12 +166,10 @@ impl Region {
     ) -> Result<Option<PageGuard<'_>>> {
         let Some(record) = self.mapped(page.home) else { return Ok(None) };
         let Some(bytes) = record.segment.frame(page.frame) else { return Ok(None) };
-        let counter = page.frame.0 as usize;
-        // SYNC POINT: pin or reuse
-        let before = record.pins.fetch_add(counter, 1, Ordering::SeqCst);
-        fence_after_rmw();
+        let counter = PinCounter { pins: &record.pins, frame: page.frame.0 as usize };
+        let before = hazard::pin(&counter, record.segment.clock());
         let guard = PageGuard { bytes, pins: &record.pins, page };
-        if before >= MAX_PINS_PER_FRAME {
+        if before >= hazard::MAX_PINS_PER_FRAME {
             return Err(Error::Exhausted(format!(
                 "{page:?}: pinned {before} times by this process; drop some of its guards"
             )));
@@ -194,12 +191,6 @@ impl Region {
     /// (its home, while it has not retired it).
     pub fn peek(&self, page: PageRef) -> Option<RawSlice> {
         self.mapped(page.home)?.segment.frame(page.frame)
-    }
-
-    /// Calls `found` for every mapped participant with its pin counter on an own frame that is not
-    /// zero; stops when it returns false. Part of reusing a frame: see [`crate::arena`].
-    pub(crate) fn pinned_by(&self, index: &PinIndex, frame: usize) -> Option<ParticipantId> {
-        index.0.iter().find(|(_, pins)| pins.load(frame, Ordering::SeqCst) != 0).map(|&(p, _)| p)
     }
 
     /// Where every mapped participant keeps its pins on own frames, at this moment. A participant
@@ -234,6 +225,44 @@ impl Drop for Region {
 #[derive(Debug)]
 pub(crate) struct PinIndex(Vec<(ParticipantId, Ro<AtomicU16>)>);
 
+impl PinIndex {
+    /// Somebody who pins that frame. Part of reusing it: see [`crate::arena`].
+    pub(crate) fn pinned_by(&self, frame: FrameNo) -> Option<ParticipantId> {
+        let pinned = |pins| hazard::is_pinned(&SeenCounter { pins, frame: frame.0 as usize });
+        self.0.iter().find(|(_, pins)| pinned(pins)).map(|&(who, _)| who)
+    }
+
+    /// Ticks since anybody used that frame.
+    pub(crate) fn age(&self, frame: FrameNo, clock: u16) -> u16 {
+        let age = |pins| hazard::age(&SeenCounter { pins, frame: frame.0 as usize }, clock);
+        self.0.iter().map(|(_, pins)| age(pins)).min().unwrap_or(hazard::CLOCK_TICKS - 1)
+    }
+}
+
+/// One of this process's own counters.
+struct PinCounter<'p> {
+    pins: &'p Rw<AtomicU16>,
+    frame: usize,
+}
+
+impl Seen for PinCounter<'_> {
+    #[inline(always)]
+    fn load(&self, order: Ordering) -> u16 {
+        self.pins.load(self.frame, order)
+    }
+}
+
+impl Counter for PinCounter<'_> {
+    #[inline(always)]
+    fn fetch_add(&self, value: u16, order: Ordering) -> u16 {
+        self.pins.fetch_add(self.frame, value, order)
+    }
+    #[inline(always)]
+    fn fetch_sub(&self, value: u16, order: Ordering) -> u16 {
+        self.pins.fetch_sub(self.frame, value, order)
+    }
+}
+
 /// A pinned frame: its memory is not reused while this lives.
 ///
 /// It pins memory, not a version: what the page shows may change, as in any page cache.
@@ -260,8 +289,19 @@ impl PageGuard<'_> {
 impl Drop for PageGuard<'_> {
     #[inline(always)]
     fn drop(&mut self) {
-        // SYNC POINT: unpin
-        self.pins.fetch_sub(self.page.frame.0 as usize, 1, Ordering::Release);
+        hazard::unpin(&PinCounter { pins: self.pins, frame: self.page.frame.0 as usize });
+    }
+}
+
+/// One of another participant's counters.
+struct SeenCounter<'p> {
+    pins: &'p Ro<AtomicU16>,
+    frame: usize,
+}
+
+impl Seen for SeenCounter<'_> {
+    fn load(&self, order: Ordering) -> u16 {
+        self.pins.load(self.frame, order)
     }
 }
 

@@ -18,7 +18,7 @@ mod spsc;
 pub(crate) use body::{HalfOut, OwnLine};
 #[cfg(not(loom))]
 pub use body::{Incoming, Outgoing, RingPlace, SendError};
-pub use spsc::{Consumer, Descriptor, Full, Producer, ReadWords, RingError, WriteWords, layout};
+pub use spsc::{Consumer, Descriptor, Full, Producer, RingError, layout};
 
 #[cfg(all(test, loom))]
 mod model;

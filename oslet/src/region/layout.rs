@@ -68,6 +68,8 @@ pub mod segment {
     pub const HEARTBEAT: usize = 128;
     /// u64 in a line of its own: the process id (in the runtimes' PID namespace).
     pub const PID: usize = 192;
+    /// u64 in a line of its own: the clock by which readers date their use of frames.
+    pub const CLOCK: usize = 256;
 
     /// The table directory: [`TABLES`] entries of four words, (kind, offset, length, argument).
     /// A kind of zero is an empty entry; the kind is stored last and cleared first.

@@ -185,6 +185,16 @@ impl OwnSegment {
         self.words.fetch_add(at::HEARTBEAT / 8, 1, Ordering::Relaxed);
     }
 
+    /// Moves the clock by which readers date their use of this segment's frames.
+    pub fn tick_clock(&self) {
+        self.words.fetch_add(at::CLOCK / 8, 1, Ordering::Relaxed);
+    }
+
+    /// The clock's present tick.
+    pub fn clock(&self) -> u16 {
+        self.words.load(at::CLOCK / 8, Ordering::Relaxed) as u16
+    }
+
     /// Words of the table space, to write.
     pub fn words_mut(&self, offset: usize, count: usize) -> Result<Rw<AtomicU64>> {
         self.map.words_mut(offset, count)
@@ -500,6 +510,12 @@ impl PeerSegment {
     /// The heartbeat counter.
     pub fn heartbeat(&self) -> u64 {
         self.words.load(at::HEARTBEAT / 8, Ordering::Relaxed)
+    }
+
+    /// The tick by which uses of its frames are dated.
+    #[inline(always)]
+    pub(super) fn clock(&self) -> u16 {
+        self.words.load(at::CLOCK / 8, Ordering::Relaxed) as u16
     }
 
     /// Words of the segment, to read; the place is checked against the segment's length.

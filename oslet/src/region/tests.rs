@@ -93,7 +93,8 @@ fn a_reference_outside_the_segment_names_nothing() {
 fn pins_on_one_frame_are_bounded() {
     let (a, b) = pair(1);
     let page = Arena::new(&a).alloc().unwrap().publish();
-    let guards: Vec<_> = (0..MAX_PINS_PER_FRAME).map(|_| b.pin(page).unwrap().unwrap()).collect();
+    let guards: Vec<_> =
+        (0..hazard::MAX_PINS_PER_FRAME).map(|_| b.pin(page).unwrap().unwrap()).collect();
     assert!(b.pin(page).is_err());
     drop(guards);
     assert!(b.pin(page).unwrap().is_some());

@@ -5,31 +5,10 @@ use std::sync::Arc;
 
 use rkyv::util::AlignedVec;
 
-use super::spsc::{Consumer, Descriptor, Full, Producer, ReadWords, RingError, WriteWords, layout};
+use super::spsc::{Consumer, Descriptor, Full, Producer, RingError, layout};
 use crate::region::{OwnSegment, PeerSegment, RawSlice, Ro, Rw};
 use crate::sync::{AtomicU64, Ordering};
 use crate::{Error, Result, limits};
-
-impl ReadWords for Ro<AtomicU64> {
-    #[inline(always)]
-    fn load(&self, index: usize, order: Ordering) -> u64 {
-        Self::load(self, index, order)
-    }
-}
-
-impl ReadWords for Rw<AtomicU64> {
-    #[inline(always)]
-    fn load(&self, index: usize, order: Ordering) -> u64 {
-        Self::load(self, index, order)
-    }
-}
-
-impl WriteWords for Rw<AtomicU64> {
-    #[inline(always)]
-    fn store(&self, index: usize, value: u64, order: Ordering) {
-        Self::store(self, index, value, order);
-    }
-}
 
 /// Bytes of the producer's half: words, then bodies.
 const PRODUCER_LEN: usize =

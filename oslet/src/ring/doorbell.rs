@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use rustix::thread::futex;
 
+use super::Incoming;
 use super::spsc::{self, layout};
-use super::{Incoming, WriteWords};
 use crate::limits;
 use crate::region::{Ro, Rw};
 use crate::sync::{AtomicU64, Ordering};
+use crate::words::WriteWords;
 
 /// How long a consumer polls after its last message before it parks. A wake-up costs some 30 us on
 /// each side; polling for about that long at most doubles the cost of a wait and usually saves it.

@@ -3,6 +3,7 @@
 use super::spsc::{self, layout};
 use super::*;
 use crate::sync::{AtomicU64, Ordering};
+use crate::words::{ReadWords, WriteWords};
 use loom::sync::Arc;
 
 #[derive(Clone)]
@@ -105,6 +106,7 @@ fn no_wake_up_is_lost() {
         let tail = consumer.peer().load(layout::TAIL, Ordering::Relaxed);
         let would_sleep = !seen && tail as u32 == consumer.awaited_tail();
         let woken = sender.join().unwrap();
+        spsc::retract_parking(&parking);
         assert!(seen || !would_sleep || woken, "asleep with a descriptor in the ring");
     });
 }

@@ -3,18 +3,7 @@
 
 use crate::limits;
 use crate::sync::{Ordering, fence};
-
-/// Words that can be loaded atomically.
-pub trait ReadWords {
-    /// Loads word `index`.
-    fn load(&self, index: usize, order: Ordering) -> u64;
-}
-
-/// Words that this side may also store.
-pub trait WriteWords: ReadWords {
-    /// Stores word `index`.
-    fn store(&self, index: usize, value: u64, order: Ordering);
-}
+use crate::words::{ReadWords, WriteWords};
 
 /// Where the words of a ring's two halves lie.
 pub mod layout {

@@ -3,6 +3,7 @@ use proptest::prelude::*;
 use super::spsc::layout;
 use super::*;
 use crate::sync::Ordering;
+use crate::words::{ReadWords, WriteWords};
 use std::cell::RefCell;
 use std::rc::Rc;
 

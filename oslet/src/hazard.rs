@@ -1,0 +1,109 @@
+//! Pins as hazard references: a counter that a reader keeps in its own segment for each frame of
+//! another, which keeps the frame's home from reusing it.
+//!
+//! Reader: count, fence, look at the link again. Home: unlink, fence, look at the counters. One of
+//! the two sees the other. A counter's upper four bits say when the frame was last used, so that
+//! its home can tell idle frames from busy ones without readers writing to its memory.
+
+use crate::sync::{AtomicU16, Ordering, fence, fence_after_rmw};
+
+/// Bits of a counter that count pins.
+const PIN_BITS: u32 = 12;
+const PIN_MASK: u16 = (1 << PIN_BITS) - 1;
+/// Pins of one participant on one frame at a time. What lies between this and the width of the
+/// counter is for threads that find it too high and are about to take theirs back.
+pub const MAX_PINS_PER_FRAME: u16 = 0xe00;
+/// Ages are told apart modulo this many ticks of the home's clock.
+pub const CLOCK_TICKS: u16 = 1 << (16 - PIN_BITS);
+
+/// A counter that can be looked at.
+pub trait Seen {
+    /// An atomic load.
+    fn load(&self, order: Ordering) -> u16;
+}
+
+/// A counter that can be changed.
+pub trait Counter: Seen {
+    /// An atomic addition; returns what was there before.
+    fn fetch_add(&self, value: u16, order: Ordering) -> u16;
+    /// An atomic subtraction; returns what was there before.
+    fn fetch_sub(&self, value: u16, order: Ordering) -> u16;
+}
+
+impl Seen for AtomicU16 {
+    #[inline(always)]
+    fn load(&self, order: Ordering) -> u16 {
+        Self::load(self, order)
+    }
+}
+
+impl Counter for AtomicU16 {
+    #[inline(always)]
+    fn fetch_add(&self, value: u16, order: Ordering) -> u16 {
+        Self::fetch_add(self, value, order)
+    }
+    #[inline(always)]
+    fn fetch_sub(&self, value: u16, order: Ordering) -> u16 {
+        Self::fetch_sub(self, value, order)
+    }
+}
+
+/// Counts a pin at tick `clock` of the home. Returns how many there were before. The link must be
+/// looked at again behind this.
+#[inline(always)]
+pub fn pin(counter: &impl Counter, clock: u16) -> u16 {
+    // SYNC POINT: pin or reuse
+    let before = counter.fetch_add(1, Ordering::SeqCst);
+    let age = (clock % CLOCK_TICKS).wrapping_sub(before >> PIN_BITS) % CLOCK_TICKS;
+    if age != 0 {
+        // Two threads at once may leave a wrong age, which only delays or hastens an eviction; the
+        // count below is never touched by multiples of its range.
+        counter.fetch_add(age << PIN_BITS, Ordering::Relaxed);
+    }
+    fence_after_rmw();
+    before & PIN_MASK
+}
+
+/// Takes a pin back.
+#[inline(always)]
+pub fn unpin(counter: &impl Counter) {
+    // SYNC POINT: unpin
+    counter.fetch_sub(1, Ordering::Release);
+}
+
+/// Between unlinking and looking at the counters.
+pub fn before_scan() {
+    // SYNC POINT: pin or reuse
+    fence(Ordering::SeqCst);
+}
+
+/// Whether the frame is pinned by the counter's owner.
+pub fn is_pinned(counter: &impl Seen) -> bool {
+    // SYNC POINT: unpin
+    counter.load(Ordering::SeqCst) & PIN_MASK != 0
+}
+
+/// Ticks since the counter's owner last used the frame, modulo [`CLOCK_TICKS`].
+pub fn age(counter: &impl Seen, clock: u16) -> u16 {
+    (clock % CLOCK_TICKS).wrapping_sub(counter.load(Ordering::Relaxed) >> PIN_BITS) % CLOCK_TICKS
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_and_pins_do_not_touch_each_other() {
+        let counter = AtomicU16::new(0);
+        for clock in 0..100u16 {
+            assert_eq!(pin(&counter, clock), 0);
+            assert!(is_pinned(&counter));
+            assert_eq!(age(&counter, clock), 0);
+            assert_eq!(age(&counter, clock + 3), 3);
+            assert_eq!(pin(&counter, clock), 1);
+            unpin(&counter);
+            unpin(&counter);
+            assert!(!is_pinned(&counter));
+        }
+    }
+}

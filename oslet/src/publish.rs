@@ -1,0 +1,108 @@
+//! How one writer publishes records and references to readers in other processes that take no
+//! lock: the protocols alone, over any words, so that a model can check them.
+//!
+//! A *record* is guarded by a sequence word: odd while it is written, zero while it is empty. A
+//! *slot* is a key and a reference; a reader takes the reference, pins the frame that it names and
+//! looks again ([`crate::region::Region::pin_if`]).
+
+use crate::sync::{Ordering, fence};
+use crate::words::{ReadWords, WriteWords};
+
+/// Writes a record: `values` behind the sequence word at `base`. Calls for one record must not
+/// overlap: the writer holds its own lock.
+pub fn write_record(words: &impl WriteWords, base: usize, values: &[u64]) {
+    let sequence = words.load(base, Ordering::Relaxed);
+    let writing = begin(words, base, sequence);
+    for (index, &value) in values.iter().enumerate() {
+        words.store(base + 1 + index, value, Ordering::Relaxed);
+    }
+    // SYNC POINT: record
+    words.store(base, writing.wrapping_add(1).max(2), Ordering::Release);
+}
+
+/// Makes a record empty.
+pub fn clear_record(words: &impl WriteWords, base: usize, len: usize) {
+    let sequence = words.load(base, Ordering::Relaxed);
+    if sequence == 0 {
+        return;
+    }
+    let writing = begin(words, base, sequence);
+    for index in 0..len {
+        words.store(base + 1 + index, 0, Ordering::Relaxed);
+    }
+    // Not zero: a reader that copied the old contents must see that the sequence moved on.
+    // SYNC POINT: record
+    words.store(base, writing.wrapping_add(1).max(2), Ordering::Release);
+}
+
+fn begin(words: &impl WriteWords, base: usize, sequence: u64) -> u64 {
+    let writing = sequence | 1;
+    let writing = if writing == sequence { sequence.wrapping_add(2) } else { writing };
+    words.store(base, writing, Ordering::Relaxed);
+    // SYNC POINT: record
+    fence(Ordering::Release);
+    writing
+}
+
+/// How often a reader tries again while a record is being written. Then it asks the owner, whose
+/// answer waits for its own lock: nobody spins on a writer that died in the middle (R4).
+pub const RECORD_TRIES: usize = 64;
+
+/// Copies a record; `None` if it is empty or does not come to rest.
+#[inline]
+pub fn read_record(words: &impl ReadWords, base: usize, out: &mut [u64]) -> Option<()> {
+    for _ in 0..RECORD_TRIES {
+        // SYNC POINT: record
+        let before = words.load(base, Ordering::Acquire);
+        if before == 0 {
+            return None;
+        }
+        if before & 1 == 0 {
+            for (index, value) in out.iter_mut().enumerate() {
+                *value = words.load(base + 1 + index, Ordering::Relaxed);
+            }
+            fence(Ordering::Acquire);
+            if words.load(base, Ordering::Relaxed) == before {
+                return Some(());
+            }
+        }
+        crate::sync::spin_loop();
+    }
+    None
+}
+
+/// Links `value` under `key` in the slot at `base`, which must be empty. The writer's lock is held.
+pub fn link(words: &impl WriteWords, base: usize, key: u64, value: u64) {
+    debug_assert_eq!(words.load(base + 1, Ordering::Relaxed), 0);
+    words.store(base, key, Ordering::Relaxed);
+    // SYNC POINT: page linked
+    words.store(base + 1, value, Ordering::SeqCst);
+}
+
+/// Empties a slot. The frame that it named is reused only behind a fence and a look at the pins:
+/// [`crate::arena::Arena::retire`].
+pub fn unlink(words: &impl WriteWords, base: usize) {
+    // SYNC POINT: page linked
+    words.store(base + 1, 0, Ordering::SeqCst);
+}
+
+/// The value under `key` in the slot at `base`, or `None`. What it names may be gone by the time
+/// it is used: pin, then ask [`still_linked`].
+#[inline(always)]
+pub fn linked(words: &impl ReadWords, base: usize, key: u64) -> Option<u64> {
+    // SYNC POINT: page linked
+    let value = words.load(base + 1, Ordering::Acquire);
+    (value != 0 && words.load(base, Ordering::Relaxed) == key).then_some(value)
+}
+
+/// Whether the slot still holds exactly that, behind a pin. A value is never linked under two keys
+/// at a time, so the value alone would do but for a slot that is refilled between the two loads of
+/// [`linked`].
+#[inline(always)]
+pub fn still_linked(words: &impl ReadWords, base: usize, key: u64, value: u64) -> bool {
+    // SYNC POINT: page linked
+    words.load(base + 1, Ordering::SeqCst) == value && words.load(base, Ordering::Relaxed) == key
+}
+
+#[cfg(all(test, loom))]
+mod model;
