@@ -1,4 +1,16 @@
-//! Benchmarks of the peers alone.
+//! The peers and limits alone, without a cluster of ours beside them.
 #![forbid(unsafe_code)]
 
-fn main() {}
+use clap::Parser as _;
+
+#[derive(clap::Parser)]
+#[command(name = "bench", about = "Measure what OSlets are compared with")]
+struct Arguments {
+    #[command(flatten)]
+    options: bench::Options,
+}
+
+fn main() -> anyhow::Result<()> {
+    bench::run(&Arguments::parse().options, bench::Ours::none())?;
+    Ok(())
+}

@@ -1,0 +1,342 @@
+//! The table of work: who takes part, what sets the limit, and what ours should reach.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use crate::Environment;
+use crate::case::{Case, Peer, Side, Target, Unit};
+use crate::corpus;
+use crate::peers::{self, Naming};
+use crate::scratch::{Mount, Place};
+use crate::through::{self, Access, Mounter};
+
+/// A kind of work that is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Work {
+    /// A 64-byte message to another OSlet and its answer, both ends spinning.
+    MessageRoundTrip,
+    /// A random cached page of another OSlet's volume by reference, in 8 MiB.
+    ReferenceSmall,
+    /// The same in 1 GiB.
+    ReferenceLarge,
+    /// The page copied out, in 8 MiB.
+    CopySmall,
+    /// The same in 1 GiB.
+    CopyLarge,
+    /// Attributes of a file by its path, both cached.
+    Stat,
+    /// Attributes of a file by its name in an open directory.
+    Lookup,
+    /// Memory when 2 OSlets have read the same 1 GiB.
+    MemoryOfTwo,
+    /// The same for 8.
+    MemoryOfEight,
+    /// CPU time that one OSlet takes when nothing happens.
+    Idle,
+    /// Reading through a mount what is not cached.
+    MountCold(Access),
+    /// Reading through a mount what is cached.
+    MountCached(Access),
+}
+
+impl Work {
+    /// All of it, in the order of the table.
+    pub const ALL: [Self; 16] = [
+        Self::MessageRoundTrip,
+        Self::ReferenceSmall,
+        Self::ReferenceLarge,
+        Self::CopySmall,
+        Self::CopyLarge,
+        Self::Stat,
+        Self::Lookup,
+        Self::MemoryOfTwo,
+        Self::MemoryOfEight,
+        Self::Idle,
+        Self::MountCold(Access::Sequential),
+        Self::MountCached(Access::Sequential),
+        Self::MountCold(Access::Random),
+        Self::MountCached(Access::Random),
+        Self::MountCold(Access::Stat),
+        Self::MountCached(Access::Stat),
+    ];
+
+    /// Its name in the table.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::MessageRoundTrip => "message round trip",
+            Self::ReferenceSmall => "cached 4 KiB by reference, 8 MiB",
+            Self::ReferenceLarge => "cached 4 KiB by reference, 1 GiB",
+            Self::CopySmall => "cached 4 KiB by copy, 8 MiB",
+            Self::CopyLarge => "cached 4 KiB by copy, 1 GiB",
+            Self::Stat => "stat by path",
+            Self::Lookup => "stat by name",
+            Self::MemoryOfTwo => "memory, 2 OSlets read 1 GiB",
+            Self::MemoryOfEight => "memory, 8 OSlets read 1 GiB",
+            Self::Idle => "idle OSlet",
+            Self::MountCold(Access::Sequential) => "mount: sequential read, cold",
+            Self::MountCold(Access::Random) => "mount: random 4 KiB, cold",
+            Self::MountCold(Access::Stat) => "mount: stat, cold",
+            Self::MountCached(Access::Sequential) => "mount: sequential read, cached",
+            Self::MountCached(Access::Random) => "mount: random 4 KiB, cached",
+            Self::MountCached(Access::Stat) => "mount: stat, cached",
+        }
+    }
+}
+
+/// Makes our side of some work.
+pub type Provider = Box<dyn FnOnce(&Environment) -> anyhow::Result<Side>>;
+
+/// Our side of each work, as far as it is there.
+#[derive(Default)]
+pub struct Ours {
+    providers: BTreeMap<Work, Provider>,
+    mounter: Option<Mounter>,
+}
+
+impl Ours {
+    /// Nothing of ours: the peers and limits alone.
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// Adds our side of `work`.
+    pub fn with(
+        mut self,
+        work: Work,
+        provider: impl FnOnce(&Environment) -> anyhow::Result<Side> + 'static,
+    ) -> Self {
+        self.providers.insert(work, Box::new(provider));
+        self
+    }
+
+    /// Adds our way to mount an image read-only, which serves all work that goes through a mount.
+    pub fn with_mount(mut self, mount: impl Fn(&Path) -> Result<Mount, String> + 'static) -> Self {
+        self.mounter = Some(Rc::new(mount));
+        self
+    }
+
+    fn side(&mut self, work: Work, environment: &Environment) -> anyhow::Result<Side> {
+        match self.providers.remove(&work) {
+            Some(provider) => provider(environment),
+            None => Ok(Side::absent("this measures the peers alone")),
+        }
+    }
+}
+
+/// Makes the sides of some work: files are written, peers started, filesystems mounted.
+///
+/// # Errors
+/// What should be possible here has failed.
+pub fn build(work: Work, environment: &Environment, ours: &mut Ours) -> anyhow::Result<Case> {
+    let (sizes, name) = (environment.sizes, work.name());
+    match work {
+        Work::MessageRoundTrip => messages(environment, ours),
+        Work::ReferenceSmall => {
+            let limit = peers::memory_access(sizes.small);
+            pages(work, environment, ours, sizes.small, limit, 20.0)
+        }
+        Work::ReferenceLarge => {
+            let limit = peers::memory_access(sizes.large);
+            pages(work, environment, ours, sizes.large, limit, 10.0)
+        }
+        Work::CopySmall => {
+            let limit = peers::memory_copy(sizes.small);
+            pages(work, environment, ours, sizes.small, limit, 5.0)
+        }
+        Work::CopyLarge => {
+            let limit = peers::memory_copy(sizes.large);
+            pages(work, environment, ours, sizes.large, limit, 1.5)
+        }
+        Work::Stat => stats(work, environment, ours, Naming::Path),
+        Work::Lookup => stats(work, environment, ours, Naming::Name),
+        Work::MemoryOfTwo | Work::MemoryOfEight => {
+            let peer = "a page cache each";
+            let theirs = Side::absent("kernels that share nothing hold one copy each");
+            let peers = vec![Peer { name: peer, side: theirs, target: Target::AtMost(1.02) }];
+            let ours = ours.side(work, environment)?;
+            let limit = Side::absent("");
+            Ok(Case { name, unit: Unit::TimesData, ours, peers, limit, max_rounds: 1 })
+        }
+        Work::Idle => {
+            let peers =
+                vec![Peer { name: "-", side: Side::absent(""), target: Target::AtMost(1.0) }];
+            let ours = ours.side(work, environment)?;
+            let limit = Side::absent("");
+            Ok(Case { name, unit: Unit::CpuPercent, ours, peers, limit, max_rounds: 1 })
+        }
+        Work::MountCold(access) => {
+            mounts(work, access, environment, ours, |access, image, mounter| {
+                Ok(through::cold(access, image, mounter))
+            })
+        }
+        Work::MountCached(access) => mounts(work, access, environment, ours, through::cached),
+    }
+}
+
+fn messages(environment: &Environment, ours: &mut Ours) -> anyhow::Result<Case> {
+    let (work, cpus) = (Work::MessageRoundTrip, environment.cpus);
+    let target = Target::TimesLimit(1.5);
+    let peer = |name, side| Peer { name, side, target };
+    Ok(Case {
+        name: work.name(),
+        unit: Unit::Nanoseconds,
+        ours: ours.side(work, environment)?,
+        peers: vec![
+            peer("Unix socket", peers::unix_socket(cpus)?),
+            peer("futex", peers::futex(cpus)?),
+            peer("iceoryx2", peers::iceoryx2(cpus, &environment.scratch)?),
+        ],
+        limit: peers::line(cpus)?,
+        max_rounds: u32::MAX,
+    })
+}
+
+/// Random cached pages, beside pread on kernel ext4 and on tmpfs.
+fn pages(
+    work: Work,
+    environment: &Environment,
+    ours: &mut Ours,
+    bytes: u64,
+    limit: Side,
+    times_ext4: f64,
+) -> anyhow::Result<Case> {
+    let scratch = &environment.scratch;
+    // Room for the file, the inode tables and the journal.
+    let ext4 = on_pages(scratch.ext4(bytes + bytes / 8 + (96 << 20)), bytes)?;
+    let tmpfs = on_pages(scratch.tmpfs(), bytes)?;
+    Ok(Case {
+        name: work.name(),
+        unit: Unit::Nanoseconds,
+        ours: ours.side(work, environment)?,
+        peers: vec![
+            Peer { name: "pread on ext4", side: ext4, target: Target::TimesPeer(times_ext4) },
+            Peer { name: "pread on tmpfs", side: tmpfs, target: Target::None },
+        ],
+        limit,
+        max_rounds: u32::MAX,
+    })
+}
+
+fn on_pages(place: Place, bytes: u64) -> anyhow::Result<Side> {
+    match place {
+        Err(why) => Ok(Side::absent(why)),
+        Ok(mount) => {
+            let path = mount.dir().join("pages");
+            corpus::write_pages(&path, bytes)?;
+            peers::pread(&path, mount)
+        }
+    }
+}
+
+fn stats(
+    work: Work,
+    environment: &Environment,
+    ours: &mut Ours,
+    naming: Naming,
+) -> anyhow::Result<Case> {
+    let ext4 = match environment.scratch.ext4(64 << 20) {
+        Err(why) => Side::absent(why),
+        Ok(mount) => {
+            let tree = mount.dir().join("tree");
+            corpus::write_tree(&tree)?;
+            peers::stat(&tree, naming, mount)?
+        }
+    };
+    let target = Target::TimesPeer(5.0);
+    Ok(Case {
+        name: work.name(),
+        unit: Unit::Nanoseconds,
+        ours: ours.side(work, environment)?,
+        peers: vec![Peer { name: "stat on ext4", side: ext4, target }],
+        limit: Side::absent(""),
+        max_rounds: u32::MAX,
+    })
+}
+
+/// Ours, fuse2fs and kernel ext4, each on a copy of one image.
+fn mounts(
+    work: Work,
+    access: Access,
+    environment: &Environment,
+    ours: &Ours,
+    side: impl Fn(Access, &Path, &Mounter) -> anyhow::Result<Side>,
+) -> anyhow::Result<Case> {
+    let cached = matches!(work, Work::MountCached(_));
+    let image = through::image(&environment.scratch, environment.sizes.stream)?;
+    let copy = |name: &str| -> anyhow::Result<PathBuf> {
+        let copy = environment.scratch.dir(name)?.join("disk.img");
+        std::fs::copy(&image, &copy)?;
+        // Pages that are not yet stored cannot be forgotten.
+        std::fs::File::open(&copy)?.sync_all()?;
+        Ok(copy)
+    };
+    let our_side = match &ours.mounter {
+        Some(mounter) => side(access, &copy("ours")?, mounter)?,
+        None => Side::absent("this measures the peers alone"),
+    };
+    let scratch = environment.scratch.clone();
+    let fuse2fs: Mounter = Rc::new(move |image| scratch.mount_fuse2fs(image));
+    let scratch = environment.scratch.clone();
+    let ext4: Mounter = Rc::new(move |image| scratch.mount_ext4(image, &["ro", "noload"]));
+    let fuse2fs = side(access, &copy("fuse2fs")?, &fuse2fs)?;
+    let ext4 = side(access, &image, &ext4)?;
+    // What the kernel has cached costs no request, so nothing may be lost against ext4 itself.
+    let (beside_fuse2fs, beside_ext4) = match cached {
+        true => (Target::None, Target::TimesPeer(0.95)),
+        false => (Target::None, Target::None),
+    };
+    let unit = match access {
+        Access::Sequential => Unit::Megabytes { operation: through::CHUNK },
+        Access::Random | Access::Stat => Unit::Nanoseconds,
+    };
+    Ok(Case {
+        name: work.name(),
+        unit,
+        ours: our_side,
+        peers: vec![
+            Peer { name: "fuse2fs", side: fuse2fs, target: beside_fuse2fs },
+            Peer { name: "kernel ext4", side: ext4, target: beside_ext4 },
+        ],
+        limit: Side::absent(""),
+        max_rounds: if cached { u32::MAX } else { 5 },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+    use std::time::Duration;
+
+    #[test]
+    fn names_are_told_apart() {
+        let names: BTreeSet<_> = Work::ALL.iter().map(|work| work.name()).collect();
+        assert_eq!(names.len(), Work::ALL.len());
+    }
+
+    #[test]
+    fn ours_takes_its_place_beside_the_peers() {
+        let options = crate::Options {
+            json: true,
+            only: vec![Work::MessageRoundTrip.name().to_owned()],
+            rounds: 1,
+            quick: true,
+            scratch: None,
+            record: None,
+            runs: PathBuf::new(),
+            list: false,
+        };
+        let ours = Ours::none().with(Work::MessageRoundTrip, |_| {
+            Ok(Side::batch(|operations| Ok(Duration::from_nanos(operations))))
+        });
+        let rows = crate::run(&options, ours).unwrap();
+        assert_eq!(rows.len(), 3);
+        assert!(rows.iter().all(|row| row.ours == Some(1.0) && row.theirs.is_some() || {
+            println!("skipped: {}", row.note);
+            row.note.contains("two CPUs")
+        }));
+        let nothing = crate::Options { only: vec!["no such work".to_owned()], ..options };
+        assert!(crate::run(&nothing, Ours::none()).is_err());
+    }
+}

@@ -1,0 +1,44 @@
+//! The limit of any message: one cache line that goes to another processor and back.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use crate::case::Side;
+use crate::machine::Cpus;
+
+use super::ONE_CPU;
+use super::partner::{Line, Partner, Spun, spin};
+
+/// Round trips of a bare cache line between the measuring thread and one on the second CPU.
+///
+/// # Errors
+/// No thread can be started.
+pub fn line(cpus: Cpus) -> anyhow::Result<Side> {
+    let Some(second) = cpus.second else { return Ok(Side::absent(ONE_CPU)) };
+    let line = Arc::new(Line::default());
+    let theirs = Arc::clone(&line);
+    // The asker makes the word odd, the answerer even: each waits for the other's next number.
+    let mut partner = Partner::start(second, move |stop| {
+        let mut next = 1;
+        loop {
+            let seen = || Ok(theirs.0.load(Ordering::Acquire) == next);
+            if spin(Some(stop), seen)? == Spun::Stopped {
+                return Ok(());
+            }
+            theirs.0.store(next + 1, Ordering::Release);
+            next += 2;
+        }
+    })?;
+    let mut next = 1;
+    Ok(Side::batch(move |operations| {
+        partner.check()?;
+        let started = Instant::now();
+        for _ in 0..operations {
+            line.0.store(next, Ordering::Release);
+            spin(None, || Ok(line.0.load(Ordering::Acquire) == next + 1))?;
+            next += 2;
+        }
+        Ok(started.elapsed())
+    }))
+}
