@@ -4,7 +4,9 @@
 //! Everything on disk is little-endian (the journal apart). Raw types are the bytes; checked types
 //! are made from them by `TryFrom` or `parse`, and no other way.
 
+pub mod acl;
 pub mod checksum;
+pub mod dirent;
 pub mod extent;
 pub mod features;
 pub mod group;
@@ -13,6 +15,7 @@ pub mod indirect;
 pub mod inode;
 pub mod superblock;
 pub mod time;
+pub mod xattr;
 
 /// Asserts the size of a raw type and the offset of each of its fields.
 macro_rules! assert_layout {

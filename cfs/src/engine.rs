@@ -5,13 +5,17 @@
 
 mod attr;
 mod cache;
+mod dir;
+mod file;
 mod map;
 pub mod store;
+mod xattr;
 mod zones;
 
 use std::sync::Arc;
 
 pub use attr::{Attr, StatFs};
+pub use dir::DirEntry;
 pub use map::{Mapping, Run, Runs};
 
 use crate::disk::features::{Access, Incompat};

@@ -66,6 +66,9 @@ pub enum Error {
     /// No such extended attribute.
     #[error("no such attribute")]
     NoAttribute,
+    /// More bytes than a system call could return.
+    #[error("{0}")]
+    TooBig(String),
     /// No data, or no hole, at or after the offset.
     #[error("no such offset")]
     NoSuchOffset,
@@ -106,6 +109,7 @@ impl Error {
             Self::IsADirectory => Errno::ISDIR,
             Self::NameTooLong => Errno::NAMETOOLONG,
             Self::NoAttribute => Errno::NODATA,
+            Self::TooBig(_) => Errno::TOOBIG,
             Self::NoSuchOffset => Errno::NXIO,
             Self::Encrypted(_) => Errno::NOKEY,
             Self::Exhausted(_) => Errno::NOMEM,

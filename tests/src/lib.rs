@@ -1,5 +1,6 @@
 //! Harness and scenarios that run the whole system.
 #![forbid(unsafe_code)]
 
+pub mod fsdiff;
 pub mod kernel;
 pub mod storm;

@@ -13,6 +13,9 @@ use crate::id::{Block, Ino};
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Role {
     Extents = 1,
+    Directory,
+    Index,
+    Xattrs,
 }
 
 /// A block's bytes, and as what they were checked last.
@@ -159,6 +162,7 @@ mod tests {
         check(Role::Extents, 12).unwrap();
         assert_eq!(checks.get(), 1);
         check(Role::Extents, 13).unwrap();
-        assert_eq!(checks.get(), 2);
+        check(Role::Directory, 13).unwrap();
+        assert_eq!(checks.get(), 3);
     }
 }

@@ -69,6 +69,8 @@ pub struct Runs<'a> {
     next: u64,
     end: u64,
     ahead: Option<Run>,
+    /// Pieces that may still come: a map in which blocks appear over and over ends.
+    budget: u64,
 }
 
 impl Iterator for Runs<'_> {
@@ -106,7 +108,13 @@ impl Runs<'_> {
         if self.next >= self.end {
             return None;
         }
-        let run = self.volume.map(self.inode, self.next, self.end - self.next);
+        let run = match self.budget.checked_sub(1) {
+            Some(left) => {
+                self.budget = left;
+                self.volume.map(self.inode, self.next, self.end - self.next)
+            }
+            None => Err(Error::corrupt(self.inode.ino, "maps more blocks than there are")),
+        };
         if let Ok(run) = &run {
             self.next = run.end();
         }
@@ -119,7 +127,10 @@ impl Volume {
     /// order, without gaps. What lies beyond the end of the file's map is a hole. An error is the
     /// last item.
     pub fn runs<'a>(&'a self, inode: &'a Inode, first: u64, count: u64) -> Runs<'a> {
-        Runs { volume: self, inode, next: first, end: first.saturating_add(count), ahead: None }
+        // Each piece is a block of the volume at least, or the hole before one.
+        let budget = 2 * self.superblock.blocks_count + 64;
+        let end = first.saturating_add(count);
+        Runs { volume: self, inode, next: first, end, ahead: None, budget }
     }
 
     /// The run that begins at block `first` of a file, `max` blocks at most (at least 1). It may

@@ -1,0 +1,15 @@
+//! Two views of one filesystem, compared: every name, attribute, byte and hole.
+//!
+//! A view is the kernel's (a mounted directory, whoever serves the mount) or the engine's. Both
+//! are walked by the same code into listings, and listings are compared.
+
+pub mod engine;
+pub mod host;
+pub mod image;
+pub mod listing;
+pub mod populate;
+
+pub use engine::{EngineView, ImageFile};
+pub use host::HostView;
+pub use image::{Image, LoopMount, Scratch, is_root};
+pub use listing::{Field, FileInfo, Listing, View, VolumeInfo};

@@ -1,0 +1,129 @@
+//! Images made by mke2fs, and mounts of them by the kernel.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use anyhow::{Context, Result, ensure};
+
+/// Whether loop mounts are possible at all. Says so where they are not, for a test to leave by.
+pub fn is_root(test: &str) -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        println!("{test}: SKIPPED, it mounts images and needs root");
+    }
+    root
+}
+
+/// A directory that goes with the test.
+pub struct Scratch {
+    dir: tempfile::TempDir,
+}
+
+impl Scratch {
+    /// An empty directory.
+    pub fn new() -> Result<Self> {
+        Ok(Self { dir: tempfile::Builder::new().prefix("fsdiff-").tempdir()? })
+    }
+
+    /// A path in it.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A new directory in it.
+    pub fn subdir(&self, name: &str) -> Result<PathBuf> {
+        let path = self.path(name);
+        std::fs::create_dir(&path)?;
+        Ok(path)
+    }
+}
+
+/// An image file with a filesystem.
+pub struct Image {
+    /// Where it is.
+    pub path: PathBuf,
+}
+
+impl Image {
+    /// Makes a filesystem of `megabytes` with `mke2fs arguments`, filled from a directory.
+    pub fn make(path: &Path, megabytes: u64, arguments: &str, from: Option<&Path>) -> Result<Self> {
+        File::create(path)?.set_len(megabytes << 20)?;
+        let mut command = Command::new("mke2fs");
+        command.args(["-q", "-F"]).args(arguments.split_whitespace());
+        if let Some(from) = from {
+            command.arg("-d").arg(from);
+        }
+        run(command.arg(path))?;
+        Ok(Self { path: path.to_owned() })
+    }
+
+    /// Runs commands of debugfs, one a line, that change the image.
+    pub fn debugfs_write(&self, commands: &str) -> Result<()> {
+        for command in commands.lines() {
+            let output = run(Command::new("debugfs").args(["-w", "-R", command]).arg(&self.path))?;
+            // It exits with 0 whatever happens, and greets on stderr.
+            let words = String::from_utf8_lossy(&output.stderr);
+            ensure!(words.lines().count() <= 1, "debugfs {command}: {words}");
+        }
+        Ok(())
+    }
+
+    /// Fails unless e2fsck finds nothing wrong.
+    pub fn fsck(&self) -> Result<()> {
+        run(Command::new("e2fsck").arg("-fn").arg(&self.path)).map(drop)
+    }
+
+    /// Mounts it in a directory of its own.
+    pub fn mount(&self, at: &Path, options: &str) -> Result<LoopMount> {
+        let options = format!("loop,{options}");
+        run(Command::new("mount").args(["-t", "ext4", "-o", &options]).arg(&self.path).arg(at))?;
+        Ok(LoopMount { at: at.to_owned(), mounted: true })
+    }
+}
+
+/// A mount, undone when it is dropped.
+pub struct LoopMount {
+    at: PathBuf,
+    mounted: bool,
+}
+
+impl LoopMount {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.at
+    }
+
+    /// Undoes the mount and says whether that worked.
+    pub fn unmount(mut self) -> Result<()> {
+        self.mounted = false;
+        run(Command::new("umount").arg(&self.at)).map(drop)
+    }
+}
+
+impl Drop for LoopMount {
+    fn drop(&mut self) {
+        if self.mounted
+            && let Err(error) = run(Command::new("umount").arg(&self.at))
+        {
+            eprintln!("{error:#}");
+        }
+    }
+}
+
+/// Runs a command to its end; an error with its words if it fails.
+pub fn run(command: &mut Command) -> Result<Output> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let arguments: Vec<_> = command.get_args().map(OsStr::to_string_lossy).collect();
+    let line = format!("{name} {}", arguments.join(" "));
+    let output = command.output().with_context(|| format!("{line} (is {name} installed?)"))?;
+    ensure!(
+        output.status.success(),
+        "{line}: {}: {}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(output)
+}
