@@ -13,7 +13,7 @@ use rustix::fs::FallocateFlags;
 
 use crate::id::PageRef;
 use crate::limits::FRAME_SIZE;
-use crate::region::{OwnedFrame, RawSlice, Region};
+use crate::region::{OwnedFrame, Pins, RawSlice, Region};
 use crate::{Error, Result};
 
 /// Memory ranges of one operation (`UIO_MAXIOV`).
@@ -73,21 +73,21 @@ impl Io {
         Self::new(file, Kind::Read, offset, vectors, Memory::Frames(frames))
     }
 
-    /// Writes parts of frames - page, offset in it, bytes - to the file from `offset` on; with
+    /// Writes parts of frames - which, offset in it, bytes - to the file from `offset` on; with
     /// `sync` they are durable when it is done. The caller sees to it that the frames are not
     /// reused meanwhile.
-    pub fn write_pages(
+    pub fn write_pages<'a>(
         file: &Arc<File>,
         offset: u64,
         region: &Arc<Region>,
-        slices: impl Iterator<Item = (PageRef, usize, usize)>,
+        slices: impl Iterator<Item = (Source<'a>, usize, usize)>,
         sync: bool,
     ) -> Result<Self> {
         let mut vectors = Vec::with_capacity(slices.size_hint().0);
-        for (page, at, len) in slices {
-            let bytes = resolve(region, page).and_then(|bytes| bytes.sub(at, len));
+        for (source, at, len) in slices {
+            let bytes = source.resolve(region).and_then(|bytes| bytes.sub(at, len));
             let bytes = bytes.ok_or_else(|| {
-                Error::Invalid(format!("{page:?}: no bytes {at} to {at} + {len} are mapped"))
+                Error::Invalid(format!("{source:?}: no bytes {at} to {at} + {len} are mapped"))
             })?;
             push(&mut vectors, bytes.as_ptr(), bytes.len());
         }
@@ -197,14 +197,35 @@ impl Io {
     }
 }
 
-/// The bytes of a page; own ones through the writable mapping, which rings may have registered.
-fn resolve(region: &Region, page: PageRef) -> Option<RawSlice> {
-    let own = region.own();
-    if page.home == own.participant() {
+/// A frame to write from.
+#[derive(Clone, Copy, Debug)]
+pub enum Source<'a> {
+    /// The one that this pin of the set is on.
+    Pin(&'a Pins, usize),
+    /// One of the own segment, kept from reuse by other means.
+    Own(PageRef),
+}
+
+impl Source<'_> {
+    /// Its bytes, mapped for as long as `region` lives. Own ones through the writable mapping, which
+    /// rings may have registered; those of others as they were pinned, whoever is mapped in their
+    /// home's place by now.
+    fn resolve(self, region: &Arc<Region>) -> Option<RawSlice> {
+        let own = region.own();
+        let page = match self {
+            Self::Pin(pins, index) => {
+                let page = pins.page(index).filter(|_| Arc::ptr_eq(pins.region(), region))?;
+                if page.home != own.participant() {
+                    return pins.bytes(index).copied();
+                }
+                page
+            }
+            Self::Own(page) => page,
+        };
         let start = (page.frame.0 as usize).checked_mul(FRAME_SIZE)?;
-        return own.frame_range().ok()?.sub(start, FRAME_SIZE);
+        let ours = page.home == own.participant();
+        own.frame_range().ok().filter(|_| ours)?.sub(start, FRAME_SIZE)
     }
-    region.peek(page)
 }
 
 /// Adds a range, joined to the one before it where they touch.

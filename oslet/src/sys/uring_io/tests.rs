@@ -7,7 +7,7 @@ use super::*;
 use crate::arena::Arena;
 use crate::id::{Epoch, OsletId, ParticipantId};
 use crate::region::{Backing, ControlPage, Paging, Region, SegmentSpec};
-use crate::sys::disk::Buffer;
+use crate::sys::disk::{Buffer, Source};
 
 fn arena(frames: usize) -> Arc<Arena> {
     let control = ControlPage::create(&Backing::Memfd, "disk", 2).unwrap();
@@ -106,7 +106,7 @@ fn pages_and_buffers_are_written_where_they_belong() {
             frame.publish()
         })
         .collect();
-    let slices = pages.iter().map(|page| (*page, 100, 1000));
+    let slices = pages.iter().map(|page| (Source::Own(*page), 100, 1000));
     let write = Io::write_pages(&file, 5000, arena.region(), slices, true).unwrap();
     let mut buffer = Buffer::zeroed(300).unwrap();
     buffer.fill(9);

@@ -1,0 +1,5 @@
+//! Devices that store: files and raw disks, memory.
+
+pub mod engine;
+pub mod file;
+pub mod ram;
