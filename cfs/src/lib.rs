@@ -4,9 +4,11 @@
 pub mod disk;
 pub mod engine;
 mod error;
+pub mod guard;
 pub mod id;
 pub mod journal;
 pub mod limits;
+pub mod mmp;
 pub mod orphan;
 
 pub use error::{Error, Result};

@@ -2,6 +2,7 @@
 
 pub mod disk;
 pub mod enter;
+pub mod loopdev;
 pub mod namespace;
 pub mod numa;
 pub mod pidfd;
