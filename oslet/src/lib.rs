@@ -16,11 +16,12 @@ pub mod config;
 #[cfg(not(loom))]
 pub mod container;
 #[cfg(not(loom))]
+pub mod control_socket;
 pub mod error;
 pub mod hazard;
-#[cfg(not(loom))]
 pub mod id;
 pub mod limits;
+pub mod member;
 #[cfg(not(loom))]
 pub mod partition;
 #[cfg(not(loom))]
@@ -40,7 +41,8 @@ pub mod sync;
 pub mod sys;
 #[cfg(not(loom))]
 pub mod topology;
+#[cfg(not(loom))]
+pub mod wire;
 pub mod words;
 
-#[cfg(not(loom))]
 pub use error::{Error, Result};

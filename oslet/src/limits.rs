@@ -33,6 +33,16 @@ pub const RING_BODY_BYTES: usize = 64 << 10;
 pub const MAX_BODY: usize = 16 << 10;
 /// Rings that one thread can wait for: the kernel takes 128 futexes at a time, one is ours.
 pub const RINGS_PER_THREAD: usize = 127;
+/// Bytes of a message on a control socket.
+pub const MAX_MESSAGE: usize = 64 << 10;
+/// Descriptors that come with one such message; the kernel's own bound is 253.
+pub const MAX_DESCRIPTORS: usize = 64;
+/// Files whose locks prove that a runtime's I/O has ended.
+pub const MAX_IO_FILES: usize = MAX_DESCRIPTORS - 1;
+/// FUSE connections of one runtime.
+pub const MAX_FUSE_CONNECTIONS: usize = 64;
+/// Connections to one runtime at a time.
+pub const MAX_CONNECTIONS: usize = 512;
 
 /// Bytes of an OSlet's or a cluster's name.
 pub const MAX_NAME: usize = 32;

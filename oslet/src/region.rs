@@ -21,8 +21,9 @@ use std::sync::atomic::{AtomicBool, AtomicPtr};
 
 use parking_lot::Mutex;
 
+pub use crate::member::word::{MemberState, Membership};
 pub use backing::{Backing, HUGE_PAGE};
-pub use control::{ClusterId, ControlPage, MemberState, Membership, Ownership};
+pub use control::{ClusterId, ControlPage, Ownership};
 pub use map::{Atom, Mapping, Paging, RawSlice, RawSliceMut, Ro, Rw};
 pub use pins::Pins;
 pub use segment::{OwnSegment, OwnedFrame, PeerSegment, SegmentSpec, Table};

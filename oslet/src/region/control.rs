@@ -12,6 +12,7 @@ use super::Backing;
 use super::layout::{self, control};
 use super::map::{Mapping, Rw};
 use crate::id::{Epoch, OsletId};
+use crate::member::word::Membership;
 use crate::sync::{AtomicU64, Ordering};
 use crate::{Error, Result, limits};
 
@@ -28,65 +29,6 @@ impl ClusterId {
         let (low, high) = bytes.split_at(8);
         let word = |half: &[u8]| u64::from_ne_bytes(half.try_into().unwrap_or_default());
         Ok(Self([word(low), word(high)]))
-    }
-}
-
-/// In which state an OSlet is; the low byte of its membership word's high half.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
-pub enum MemberState {
-    /// Nobody has joined in this place, or it has left cleanly.
-    Vacant = 0,
-    /// Its runtime is setting up; it owns a segment but serves nothing yet.
-    Joining = 1,
-    /// It takes part.
-    Alive = 2,
-    /// A survivor is making sure that it can no longer write.
-    Fencing = 3,
-    /// Fenced: nothing of it can reach shared memory's readers or a disk any more.
-    Dead = 4,
-}
-
-/// One OSlet's membership, complete in one word.
-///
-/// Bits 0-31 epoch, 32-39 state, 40-47 the OSlet that is fencing it plus one, or zero.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Membership {
-    /// State of the latest incarnation.
-    pub state: MemberState,
-    /// Which incarnation.
-    pub epoch: Epoch,
-    /// Who fences it while `state` is [`MemberState::Fencing`].
-    pub fencer: Option<OsletId>,
-}
-
-impl Membership {
-    fn to_word(self) -> u64 {
-        let fencer = self.fencer.map_or(0, |oslet| oslet.index() as u64 + 1);
-        u64::from(self.epoch.0) | (self.state as u64) << 32 | fencer << 40
-    }
-
-    fn from_word(word: u64) -> Result<Self> {
-        let corrupt = || Error::Corrupt {
-            peer: "control page".into(),
-            what: format!("{word:#x} is no membership"),
-        };
-        let state = match (word >> 32) as u8 {
-            0 => MemberState::Vacant,
-            1 => MemberState::Joining,
-            2 => MemberState::Alive,
-            3 => MemberState::Fencing,
-            4 => MemberState::Dead,
-            _ => return Err(corrupt()),
-        };
-        let fencer = match (word >> 40) as u8 {
-            0 => None,
-            n => Some(OsletId::new(n as usize - 1).ok_or_else(corrupt)?),
-        };
-        if word >> 48 != 0 {
-            return Err(corrupt());
-        }
-        Ok(Self { state, epoch: Epoch(word as u32), fencer })
     }
 }
 
@@ -380,6 +322,7 @@ fn claim_region_file(path: &Path) -> Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::member::word::MemberState;
 
     fn oslet(index: usize) -> OsletId {
         OsletId::new(index).unwrap()
