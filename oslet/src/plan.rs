@@ -103,6 +103,14 @@ pub struct VolumePlan {
     pub mount: String,
 }
 
+impl OsletPlan {
+    /// All nodes that it may have memory of: what its cpuset is given. Its memory policy prefers
+    /// [`Self::nodes`].
+    pub fn allowed_nodes(&self) -> NodeSet {
+        self.nodes.or(&self.memory_only)
+    }
+}
+
 impl Plan {
     /// Judges a configuration against a machine.
     ///

@@ -22,6 +22,8 @@ pub(super) fn group(
         return best;
     }
     let total: u64 = weights.iter().sum::<u64>().max(1);
+    let row = |a: usize| (0..a).map(|b| near(a, b)).collect::<Vec<u64>>();
+    let near: Vec<Vec<u64>> = (0..members).map(row).collect();
     let price = |groups: &[usize]| {
         let mut loads = vec![0u64; count];
         let mut sizes = vec![0usize; count];
@@ -32,7 +34,7 @@ pub(super) fn group(
         let spread = loads.iter().max().unwrap_or(&0) - loads.iter().min().unwrap_or(&0);
         let pairs = (0..members).flat_map(|a| (0..a).map(move |b| (a, b)));
         let together = pairs.filter(|&(a, b)| groups[a] == groups[b]);
-        let remoteness: u64 = together.map(|(a, b)| near(a, b)).sum();
+        let remoteness: u64 = together.map(|(a, b)| near[a][b]).sum();
         let squares: u64 = loads.iter().map(|load| load * load).sum();
         (sizes.contains(&0), spread * 8 * count as u64 / total, remoteness, squares)
     };

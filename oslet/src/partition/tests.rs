@@ -188,6 +188,18 @@ fn generated(shape: (u32, u32, u32), offline: &[u32], garbled: &[(u32, String)])
     tree
 }
 
+#[test]
+fn large_machines_take_no_time() {
+    let started = std::time::Instant::now();
+    for (shape, counts) in [((64, 4, 2), [2, 24, 63]), ((4, 32, 8), [2, 24, 64])] {
+        let topology = Topology::read(&generated(shape, &[], &[])).unwrap();
+        for count in counts {
+            check("large", &topology, count);
+        }
+    }
+    assert!(started.elapsed().as_secs() < 60, "{:?}", started.elapsed());
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 

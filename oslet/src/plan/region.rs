@@ -1,8 +1,11 @@
 //! How much shared memory a cluster takes.
 
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Problems, show_size};
+use crate::error::{Error, Result};
 use crate::limits;
 use crate::region::{Backing, HUGE_PAGE};
 use crate::topology::{HugePages, Topology};
@@ -24,6 +27,40 @@ pub struct RegionPlan {
     pub prefault: bool,
     /// Bytes that were free for it when the plan was made.
     pub free: u64,
+}
+
+impl RegionPlan {
+    /// Whether a file for the region can be made on this machine: on a filesystem that is memory,
+    /// with room for it. Backings without a file are not looked at.
+    ///
+    /// # Errors
+    /// If not, with what to choose instead.
+    pub fn check_file(&self) -> Result<()> {
+        let Backing::File(path) = &self.backing else { return Ok(()) };
+        let directory = path.parent().unwrap_or(Path::new("/"));
+        let stat =
+            rustix::fs::statfs(directory).map_err(Error::file(directory, "region: statfs"))?;
+        let refuse = |what: String| {
+            let path = path.display();
+            Err(Error::Invalid(format!("region: backing = \"{path}\": {what}")))
+        };
+        // The numbers of linux/magic.h.
+        let (tmpfs, ramfs, hugetlbfs) = (0x0102_1994, 0x8584_58f6, 0x9584_58f6);
+        let kind = stat.f_type as u64 & 0xffff_ffff;
+        if ![tmpfs, ramfs, hugetlbfs].contains(&kind) {
+            let directory = directory.display();
+            return refuse(format!(
+                "{directory} is on a disk; choose a file in memory such as \"/dev/shm/x\""
+            ));
+        }
+        let room = stat.f_bavail.saturating_mul(u64::try_from(stat.f_bsize).unwrap_or(0));
+        // ramfs has no limit and says 0 of 0; so does tmpfs that is mounted with size=0.
+        if stat.f_blocks > 0 && room < self.size {
+            let (room, size) = (show_size(room), show_size(self.size));
+            return refuse(format!("{room} are free there, the region takes {size}; use less"));
+        }
+        Ok(())
+    }
 }
 
 /// The most that is taken unasked.
@@ -92,11 +129,16 @@ pub(super) fn plan(config: &Config, topology: &Topology, problems: &mut Problems
     RegionPlan { size, segment, backing, huge, prefault: wanted.prefault, free }
 }
 
-/// Free memory, as far as it is on nodes that may be used.
+/// Free memory; where a cpuset bars some nodes, no more than the others have. (Where it bars none
+/// the nodes' own figures do not matter: in virtual machines whose memory grows they lag behind.)
 fn free_memory(topology: &Topology) -> u64 {
-    let nodes = topology.nodes.iter().filter(|node| topology.allowed_nodes.contains(node.id));
-    let on_nodes = nodes.map(|node| node.total).fold(0, u64::saturating_add);
-    topology.memory.usable().min(on_nodes)
+    let with_memory = || topology.nodes.iter().filter(|node| node.total > 0);
+    let allowed = |id: u32| topology.allowed_nodes.contains(id);
+    if with_memory().all(|node| allowed(node.id)) {
+        return topology.memory.usable();
+    }
+    let nodes = with_memory().filter(|node| allowed(node.id));
+    topology.memory.usable().min(nodes.map(|node| node.total).fold(0, u64::saturating_add))
 }
 
 /// Sums a number over the pools of the pages that segments are made of.

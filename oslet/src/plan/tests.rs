@@ -93,6 +93,33 @@ fn regions_that_do_not_fit_are_refused() {
 }
 
 #[test]
+fn a_region_file_must_be_in_memory_and_fit() {
+    let check = |path: &Path, size: u64| {
+        let machine = machine("2arm-2c");
+        let text = format!("[region]\nbacking = \"{}\"", path.display());
+        let mut region = plan(&text, &machine).unwrap().region;
+        region.size = size;
+        region.check_file().map_err(|error| error.to_string())
+    };
+    assert_eq!(check(Path::new("/dev/shm/oslet-test"), 4096), Ok(()));
+    let message = check(Path::new("/dev/shm/oslet-test"), 1 << 60).unwrap_err();
+    assert!(message.contains("the region takes 1048576.0 TiB; use less"), "{message}");
+    let message = check(Path::new("/proc/oslet-test"), 4096).unwrap_err();
+    assert!(message.contains("choose a file in memory"), "{message}");
+    let message = check(Path::new("/none/such/x"), 4096).unwrap_err();
+    assert!(message.starts_with("/none/such: region: statfs"), "{message}");
+}
+
+#[test]
+fn nodes_that_are_barred_have_no_free_memory() {
+    let machine = machine("nvidiagpunumanodes");
+    let region = plan("", &machine).unwrap().region;
+    assert_eq!(region.free, 129_839_104 << 10, "node 0 alone");
+    let all = unrestricted("nvidiagpunumanodes");
+    assert_eq!(plan("", &all).unwrap().region.free, 346_254_144 << 10, "what is available");
+}
+
+#[test]
 fn cpus_and_nodes_that_are_not_there() {
     let machine = machine("16amd64-8n2c-cpusets");
     let oslet = |line: &str| error(&format!("[[oslet]]\nname = \"a\"\n{line}"), &machine);

@@ -81,5 +81,9 @@ pub(crate) fn plan(args: &UpArgs, global: &Global) -> anyhow::Result<Plan> {
         Some(dir) => Dir::captured(dir)?,
         None => Dir::host(),
     };
-    Ok(Plan::new(&config, &Topology::read(&machine)?)?)
+    let plan = Plan::new(&config, &Topology::read(&machine)?)?;
+    if args.sysfs.is_none() {
+        plan.region.check_file()?;
+    }
+    Ok(plan)
 }
