@@ -9,6 +9,7 @@ pub mod id;
 pub mod journal;
 pub mod limits;
 pub mod mmp;
+pub mod mount;
 pub mod orphan;
 
 pub use error::{Error, Result};

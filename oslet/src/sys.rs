@@ -2,10 +2,14 @@
 
 pub mod disk;
 pub mod enter;
+pub mod fusectl;
+pub mod interrupt;
 pub mod loopdev;
 pub mod namespace;
 pub mod numa;
 pub mod pidfd;
 pub mod process;
 pub mod tty;
+pub mod uring;
 pub mod uring_io;
+pub mod vectored;

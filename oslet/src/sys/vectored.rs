@@ -1,0 +1,147 @@
+//! Writing one message that is scattered over memory.
+
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, AsRawFd};
+
+use crate::region::RawSlice;
+
+/// A hole is written from here, however long it is.
+static ZEROS: [u8; 65536] = [0; 65536];
+/// Pieces of one system call (`UIO_MAXIOV`).
+const MAX_PIECES: usize = 1024;
+
+/// A part of a message.
+#[derive(Clone, Copy)]
+#[non_exhaustive]
+pub enum Piece<'a> {
+    /// Memory that nobody else writes.
+    Bytes(&'a [u8]),
+    /// Memory of the region, which a peer may write meanwhile.
+    Shared(Shared<'a>),
+    /// So many zeros.
+    Zeros(usize),
+}
+
+/// A part of a [`RawSlice`], whose guard it keeps borrowed.
+#[derive(Clone, Copy, Debug)]
+pub struct Shared<'a> {
+    bytes: RawSlice,
+    guard: PhantomData<&'a RawSlice>,
+}
+
+impl<'a> Piece<'a> {
+    /// The bytes `[offset, offset + len)` of `bytes`; `None` if they are not inside.
+    pub fn shared(bytes: &'a RawSlice, offset: usize, len: usize) -> Option<Self> {
+        let bytes = bytes.sub(offset, len)?;
+        Some(Self::Shared(Shared { bytes, guard: PhantomData }))
+    }
+
+    /// Bytes of this piece.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Bytes(bytes) => bytes.len(),
+            Self::Shared(shared) => shared.bytes.len(),
+            Self::Zeros(len) => *len,
+        }
+    }
+
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Copies the whole piece; `to` must be as long.
+    pub fn copy_to(&self, to: &mut [u8]) {
+        match self {
+            Self::Bytes(bytes) => to.copy_from_slice(bytes),
+            Self::Shared(shared) => {
+                assert_eq!(to.len(), shared.bytes.len(), "a piece is copied whole");
+                shared.bytes.copy_to(0, to);
+            }
+            Self::Zeros(_) => to.fill(0),
+        }
+    }
+
+    fn push_to(&self, vector: &mut Vec<libc::iovec>) {
+        let mut push = |base: *const u8, len: usize| {
+            if len > 0 {
+                vector.push(libc::iovec { iov_base: base.cast_mut().cast(), iov_len: len });
+            }
+        };
+        match *self {
+            Self::Bytes(bytes) => push(bytes.as_ptr(), bytes.len()),
+            Self::Shared(shared) => push(shared.bytes.as_ptr(), shared.bytes.len()),
+            Self::Zeros(mut len) => {
+                while len > 0 {
+                    let part = len.min(ZEROS.len());
+                    push(ZEROS.as_ptr(), part);
+                    len -= part;
+                }
+            }
+        }
+    }
+}
+
+/// Writes `head` and all pieces with one system call, as /dev/fuse needs it. Pieces beyond the
+/// kernel's limit on vectors are gathered first.
+pub fn write(fd: impl AsFd, head: &[u8], pieces: &[Piece<'_>]) -> io::Result<usize> {
+    let mut vector = Vec::with_capacity(pieces.len() + 1);
+    Piece::Bytes(head).push_to(&mut vector);
+    for piece in pieces {
+        piece.push_to(&mut vector);
+    }
+    if vector.len() > MAX_PIECES {
+        return write(fd, &gather(head, pieces), &[]);
+    }
+    // SAFETY: each vector covers memory that `head` and `pieces` keep borrowed until the call
+    // returns - region memory stays mapped as long as its region - and the kernel only reads it.
+    let written = unsafe {
+        libc::writev(fd.as_fd().as_raw_fd(), vector.as_ptr(), vector.len() as libc::c_int)
+    };
+    usize::try_from(written).map_err(|_| io::Error::last_os_error())
+}
+
+fn gather(head: &[u8], pieces: &[Piece<'_>]) -> Vec<u8> {
+    let mut all = head.to_vec();
+    for piece in pieces {
+        let start = all.len();
+        all.resize(start + piece.len(), 0);
+        piece.copy_to(&mut all[start..]);
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    fn written(pieces: &[Piece<'_>]) -> Vec<u8> {
+        let (mut reader, writer) = io::pipe().unwrap();
+        rustix::pipe::fcntl_setpipe_size(&writer, 1 << 20).unwrap();
+        let len: usize = pieces.iter().map(Piece::len).sum();
+        assert_eq!(write(&writer, b"head", pieces).unwrap(), 4 + len);
+        drop(writer);
+        let mut all = Vec::new();
+        reader.read_to_end(&mut all).unwrap();
+        all
+    }
+
+    #[test]
+    fn pieces_arrive_in_order_and_holes_as_zeros() {
+        let all = written(&[Piece::Bytes(b"ab"), Piece::Zeros(70_000), Piece::Bytes(b"c")]);
+        assert_eq!(&all[..6], b"headab");
+        assert_eq!(all.len(), 4 + 2 + 70_000 + 1);
+        assert!(all[6..70_006].iter().all(|byte| *byte == 0));
+        assert_eq!(all[70_006], b'c');
+    }
+
+    #[test]
+    fn more_pieces_than_the_kernel_takes_still_go_in_one_message() {
+        let bytes: Vec<u8> = (0..3000u32).map(|n| n as u8).collect();
+        let pieces: Vec<_> = bytes.chunks(1).map(Piece::Bytes).collect();
+        assert_eq!(written(&pieces)[4..], bytes);
+    }
+}
