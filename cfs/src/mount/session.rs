@@ -119,7 +119,7 @@ impl Session {
         for ring in &session.rings {
             ring.start();
         }
-        let result = session.read_device(device, &config);
+        let result = session.read_device(&device, &config);
         // Before the session may be dropped, which waits for all guards.
         drop(starting);
         result.map(|()| session)
@@ -200,7 +200,7 @@ impl Session {
     }
 
     /// Starts the threads that read /dev/fuse: over io_uring FORGET and INTERRUPT still come there.
-    fn read_device(&mut self, device: Arc<OwnedFd>, config: &Config) -> Result<()> {
+    fn read_device(&mut self, device: &OwnedFd, config: &Config) -> Result<()> {
         let mut cpus: Vec<Option<usize>> = match self.transport {
             Transport::Uring => vec![None],
             Transport::Device(_) => config.cpus.iter().copied().map(Some).collect(),
@@ -210,11 +210,9 @@ impl Session {
             cpus.push(cpus[0]);
         }
         for (index, cpu) in cpus.into_iter().enumerate() {
-            let device = if index == 0 {
-                device.clone()
-            } else {
-                Arc::new(fusectl::clone_device(&*device)?)
-            };
+            // Also the first: requests read through a clone fail when it is closed, even while
+            // another process holds the connection.
+            let device = Arc::new(fusectl::clone_device(&device)?);
             let guard = Guard::new(&self.shared);
             let thread = thread::Builder::new()
                 .name(format!("fuse-dev-{index}"))

@@ -123,8 +123,8 @@ pub fn abort(connection: u32) -> Result<()> {
 }
 
 fn is_fusectl(path: &Path) -> bool {
-    const FUSE_CTL_MAGIC: i64 = 0x6573_5543;
-    rustix::fs::statfs(path).is_ok_and(|fs| fs.f_type as i64 == FUSE_CTL_MAGIC)
+    const FUSE_CTL_MAGIC: rustix::fs::FsWord = 0x6573_5543;
+    rustix::fs::statfs(path).is_ok_and(|fs| fs.f_type == FUSE_CTL_MAGIC)
 }
 
 #[cfg(test)]
