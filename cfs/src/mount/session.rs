@@ -212,7 +212,7 @@ impl Session {
         for (index, cpu) in cpus.into_iter().enumerate() {
             // Also the first: requests read through a clone fail when it is closed, even while
             // another process holds the connection.
-            let device = Arc::new(fusectl::clone_device(&device)?);
+            let device = Arc::new(fusectl::clone_device(device)?);
             let guard = Guard::new(&self.shared);
             let thread = thread::Builder::new()
                 .name(format!("fuse-dev-{index}"))
