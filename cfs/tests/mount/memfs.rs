@@ -161,6 +161,11 @@ impl MemFs {
         }
     }
 
+    fn hold(&self, request: &Request, reply: Reply<Data>) {
+        self.never.lock().insert(request.unique, reply);
+        self.never_changed.notify_all();
+    }
+
     /// Forgets to answer all held requests.
     pub(crate) fn drop_held(&self) {
         self.never.lock().clear();
@@ -240,8 +245,9 @@ impl Filesystem for MemFs {
         reply.attributes(&Statx { attr, btime, ..Default::default() }, self.ttl);
     }
 
-    fn readlink(&self, _: &Request, node: NodeId, reply: Reply<Data>) {
+    fn readlink(&self, request: &Request, node: NodeId, reply: Reply<Data>) {
         match &self.nodes.lock()[&node.0].content {
+            Content::Never => self.hold(request, reply),
             Content::Link(target) => reply.data(&[Piece::Bytes(target)]),
             _ => reply.error(Errno::INVAL),
         }
@@ -275,10 +281,7 @@ impl Filesystem for MemFs {
                     .collect();
                 reply.data(&pieces);
             }
-            Content::Never => {
-                self.never.lock().insert(request.unique, reply);
-                self.never_changed.notify_all();
-            }
+            Content::Never => self.hold(request, reply),
             Content::Later => {
                 drop(nodes);
                 std::thread::spawn(move || {
