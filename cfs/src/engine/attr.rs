@@ -75,6 +75,9 @@ const RESERVED_CLUSTERS: u64 = 4096;
 impl Volume {
     /// What an inode tells about itself.
     pub fn attr(&self, inode: &Inode) -> Attr {
+        let inline = inode.flags.contains(InodeFlags::INLINE_DATA) && inode.kind == Kind::Regular;
+        // As the kernel does, so that no program takes an inline file for one hole.
+        let inline_blocks = if inline { inode.size.div_ceil(512) } else { 0 };
         Attr {
             ino: inode.ino,
             generation: inode.generation,
@@ -86,7 +89,7 @@ impl Volume {
             project: inode.project,
             device: inode.device(),
             size: inode.size,
-            blocks: inode.blocks,
+            blocks: inode.blocks.saturating_add(inline_blocks),
             block_size: self.superblock.block_size,
             atime: inode.atime,
             mtime: inode.mtime,

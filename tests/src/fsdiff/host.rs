@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, SeekFrom, StatxFlags};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, SeekFrom, StatxFlags};
 use rustix::io::Errno;
 
 use super::listing::{FileInfo, View, VolumeInfo};
@@ -79,7 +79,10 @@ impl View for HostView {
             let entry = entry?;
             let name = entry.file_name().to_bytes();
             if name != b"." && name != b".." {
-                let kind = entry.file_type().as_raw_mode();
+                let kind = match entry.file_type() {
+                    FileType::Unknown => 0,
+                    kind => kind.as_raw_mode(),
+                };
                 names.push((name.to_vec(), entry.ino(), kind));
             }
         }
@@ -125,7 +128,8 @@ impl View for HostView {
         let to = if data { SeekFrom::Data(offset) } else { SeekFrom::Hole(offset) };
         match rustix::fs::seek(node.file()?, to) {
             Ok(at) => Ok(Some(at)),
-            Err(Errno::NXIO) => Ok(None),
+            // ext4 says ENOENT where inline contents end.
+            Err(Errno::NXIO | Errno::NOENT) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }

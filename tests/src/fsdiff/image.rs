@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
@@ -70,6 +71,15 @@ impl Image {
         Ok(())
     }
 
+    /// Runs tune2fs, if there are arguments for it.
+    pub fn tune(&self, arguments: &str) -> Result<()> {
+        if !arguments.is_empty() {
+            let mut command = Command::new("tune2fs");
+            run(command.args(arguments.split_whitespace()).arg(&self.path))?;
+        }
+        Ok(())
+    }
+
     /// Fails unless e2fsck finds nothing wrong.
     pub fn fsck(&self) -> Result<()> {
         run(Command::new("e2fsck").arg("-fn").arg(&self.path)).map(drop)
@@ -98,16 +108,31 @@ impl LoopMount {
     /// Undoes the mount and says whether that worked.
     pub fn unmount(mut self) -> Result<()> {
         self.mounted = false;
-        run(Command::new("umount").arg(&self.at)).map(drop)
+        umount(&self.at)
     }
 }
 
 impl Drop for LoopMount {
     fn drop(&mut self) {
         if self.mounted
-            && let Err(error) = run(Command::new("umount").arg(&self.at))
+            && let Err(error) = umount(&self.at)
         {
             eprintln!("{error:#}");
+        }
+    }
+}
+
+/// Undoes a mount. A process that another test starts holds a copy of every open file between its
+/// fork and its exec: then the mount is busy for a moment.
+fn umount(at: &Path) -> Result<()> {
+    let mut tries = 100;
+    loop {
+        match run(Command::new("umount").arg(at)) {
+            Err(error) if tries > 0 && error.to_string().contains("busy") => {
+                tries -= 1;
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            other => return other.map(drop),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The walk of a view, and what it finds.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
+use std::fmt::{Debug, Write as _};
 use std::hash::{DefaultHasher, Hasher};
 
 use anyhow::{Context, Result};
@@ -195,7 +195,7 @@ impl Listing {
             if count <= 5 {
                 let shown = String::from_utf8_lossy(path);
                 let _ = match (a, b) {
-                    (Some(a), Some(b)) => writeln!(words, "{shown}:\n  {a:?}\n  {b:?}"),
+                    (Some(a), Some(b)) => writeln!(words, "{shown}: {}", a.difference(b)),
                     (Some(_), None) => writeln!(words, "{shown}: only in the first"),
                     _ => writeln!(words, "{shown}: only in the second"),
                 };
@@ -206,6 +206,32 @@ impl Listing {
 }
 
 impl Entry {
+    /// The fields that differ, each of both.
+    fn difference(&self, other: &Self) -> String {
+        let (a, b) = (&self.info, &other.info);
+        let fields = [
+            field("ino", &a.ino, &b.ino),
+            field("mode", &a.mode, &b.mode),
+            field("links", &a.links, &b.links),
+            field("owner", &a.owner, &b.owner),
+            field("device", &a.device, &b.device),
+            field("size", &a.size, &b.size),
+            field("blocks", &a.blocks, &b.blocks),
+            field("block size", &a.block_size, &b.block_size),
+            field("atime", &a.atime, &b.atime),
+            field("mtime", &a.mtime, &b.mtime),
+            field("ctime", &a.ctime, &b.ctime),
+            field("btime", &a.btime, &b.btime),
+            field("attributes", &a.attributes, &b.attributes),
+            field("named", &self.named, &other.named),
+            field("target", &self.target, &other.target),
+            field("data", &self.data, &other.data),
+            field("hash", &self.hash, &other.hash),
+            field("xattrs", &self.xattrs, &other.xattrs),
+        ];
+        fields.concat()
+    }
+
     fn forget(&mut self, field: Field) {
         let info = &mut self.info;
         match field {
@@ -227,6 +253,15 @@ impl Entry {
             Field::NamedType => self.named.1 = 0,
         }
     }
+}
+
+/// One field of two entries, where it differs: the beginning of each.
+fn field<T: PartialEq + Debug>(name: &str, a: &T, b: &T) -> String {
+    if a == b {
+        return String::new();
+    }
+    let short = |value: &T| format!("{value:?}").chars().take(120).collect::<String>();
+    format!("{name} {} / {}; ", short(a), short(b))
 }
 
 fn entry<V: View>(view: &V, node: &V::Node) -> Result<Entry> {
