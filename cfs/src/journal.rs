@@ -10,4 +10,4 @@ pub mod replay;
 #[cfg(test)]
 mod testlog;
 
-pub use recover::{Report, recover};
+pub use recover::{Report, recover, recover_at};

@@ -1,6 +1,7 @@
 //! Harness and scenarios that run the whole system.
 #![forbid(unsafe_code)]
 
+pub mod cut;
 pub mod fsdiff;
 pub mod kernel;
 pub mod storm;

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use cfs::engine::store::{BlockSource, MemSource};
-use cfs::journal::Report;
+use cfs::journal::{Report, recover_at};
+use tests::cut::Failing;
 use tests::kernel::{self, LoopMount, arg, assert_clean, assert_same_tree, mke2fs};
 use tests::storm::Storm;
 
@@ -139,6 +140,155 @@ fn replay_gives_what_the_kernel_gives() {
         }
     }
     assert_eq!(failed, 0, "{failed} of {} kinds of image", CASES.len());
+}
+
+/// An image with transactions and orphans.
+fn unclean(dir: &Path, args: &[&str], mount: &str) -> Result<Arc<MemSource>> {
+    let (image, copy) = (dir.join("live.img"), dir.join("copy.img"));
+    mke2fs(&image, 16, args)?;
+    let live = LoopMount::new(&image, &dir.join("live"), mount)?;
+    let storm = Storm::start(live.dir(), 2, 11)?;
+    std::thread::sleep(Duration::from_millis(300));
+    storm.paused(|| live.snapshot(&image, &copy))?;
+    storm.finish()?;
+    live.unmount()?;
+    Ok(Arc::new(MemSource::new(std::fs::read(&copy)?)))
+}
+
+const NOW: u64 = 1_800_000_000;
+
+/// All of the volume but its journal, whose contents tell how often it was replayed.
+fn contents(source: &Arc<dyn BlockSource>) -> Result<Vec<u8>> {
+    let options = cfs::engine::Options { ignore_journal: true, ..Default::default() };
+    let volume = cfs::engine::Volume::open(source.clone(), &options)?;
+    let mut bytes = vec![0; source.size() as usize];
+    source.read_at(0, &mut bytes)?;
+    let journal = volume.any_inode(cfs::id::Ino::JOURNAL)?;
+    let bits = volume.superblock().block_bits;
+    for run in volume.runs(&journal, 0, journal.size >> bits) {
+        let run = run?;
+        if let cfs::engine::Mapping::Data(start) = run.mapping {
+            bytes[(start.0 << bits) as usize..((start.0 + run.len) << bits) as usize].fill(0);
+        }
+    }
+    Ok(bytes)
+}
+
+/// The power fails at every write and flush; of what was not flushed, some reaches the disk.
+#[test]
+fn a_replay_cut_short_is_done_again() {
+    if let Some(why) = kernel::missing() {
+        println!("nothing checked: {why}");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let base = unclean(dir.path(), &["-t", "ext4", "-b", "1024"], "").unwrap();
+    let whole = Arc::new(Failing::new(&base, u64::MAX));
+    let source: Arc<dyn BlockSource> = whole.clone();
+    let report = recover_at(&source, NOW).unwrap().unwrap();
+    assert!(report.orphans.removed > 0, "{report:?}");
+    let expected = contents(&source).unwrap();
+    let steps = whole.done();
+    let mut random = 1_u64;
+    for cut in 0..steps {
+        let failing = Arc::new(Failing::new(&base, cut));
+        let source: Arc<dyn BlockSource> = failing.clone();
+        recover_at(&source, NOW).unwrap_err();
+        let disk = failing.after(|| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            random >> 63 == 1
+        });
+        let disk = disk.unwrap();
+        let again = recover_at(&disk, NOW).unwrap_or_else(|error| panic!("cut {cut}: {error}"));
+        assert!(contents(&disk).unwrap() == expected, "cut {cut} of {steps}: {again:?}");
+        assert_eq!(recover_at(&disk, NOW).unwrap(), None, "cut {cut}");
+    }
+    println!("{steps} cuts, {report:?}");
+}
+
+/// Damage anywhere in the journal: an error or a replay, and after an error nothing has changed.
+#[test]
+fn a_damaged_journal_is_an_error_or_a_replay() {
+    if let Some(why) = kernel::missing() {
+        println!("nothing checked: {why}");
+        return;
+    }
+    let rounds = if std::env::var_os("OSLET_FULL").is_some() { 20_000 } else { 300 };
+    for args in [&["-t", "ext4", "-b", "1024"][..], &["-t", "ext3", "-b", "1024", "-J", "size=1"]] {
+        let dir = tempfile::tempdir().unwrap();
+        let base = unclean(dir.path(), args, "").unwrap();
+        let source: Arc<dyn BlockSource> = base.clone();
+        let options = cfs::engine::Options { ignore_journal: true, ..Default::default() };
+        let volume = cfs::engine::Volume::open(source.clone(), &options).unwrap();
+        let journal = volume.any_inode(cfs::id::Ino::JOURNAL).unwrap();
+        let (mut random, mut refused, mut replayed) = (7_u64, 0, 0);
+        let mut next = |below: u64| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (random >> 33) % below
+        };
+        for _ in 0..rounds {
+            let failing = Arc::new(Failing::new(&base, u64::MAX));
+            let disk: Arc<dyn BlockSource> = failing.clone();
+            let mut damage = 0;
+            for _ in 0..=next(4) {
+                // The beginning of the journal is where the log is.
+                let logical = next(1000.min(journal.size >> 10));
+                let run = volume.map(&journal, logical, 1).unwrap();
+                let cfs::engine::Mapping::Data(block) = run.mapping else { continue };
+                let offset = (block.0 << 10) + if next(2) == 0 { next(64) } else { next(1000) };
+                let bytes = [0, 1, 5, 0xff, next(256) as u8];
+                disk.write_at(offset, &bytes[next(5) as usize..][..1]).unwrap();
+                damage += 1;
+            }
+            disk.flush().unwrap();
+            let before = failing.done();
+            match recover_at(&disk, NOW) {
+                Ok(_) => replayed += 1,
+                Err(_) => {
+                    assert_eq!(failing.done(), before, "written before the error, {damage}");
+                    refused += 1;
+                }
+            }
+        }
+        println!("{args:?}: {replayed} replayed, {refused} refused");
+    }
+}
+
+/// What fast commits hold is replayed or refused by name, never ignored.
+#[test]
+fn pending_fast_commits_are_refused_by_name() {
+    if let Some(why) = kernel::missing() {
+        println!("nothing checked: {why}");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (image, copy) = (dir.path().join("live.img"), dir.path().join("copy.img"));
+    mke2fs(&image, 32, &["-t", "ext4", "-O", "fast_commit"]).unwrap();
+    let live = LoopMount::new(&image, &dir.path().join("live"), "").unwrap();
+    let write = |name: &str| {
+        let file = std::fs::File::create(live.dir().join(name)).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &[7; 9000], 0).unwrap();
+        file.sync_all().unwrap();
+    };
+    // The first fsync is a full commit, and one that fast commits can follow.
+    write("a");
+    rustix::fs::syncfs(std::fs::File::open(live.dir()).unwrap()).unwrap();
+    std::thread::sleep(Duration::from_millis(100));
+    write("b");
+    rustix::fs::syncfs(std::fs::File::open(live.dir()).unwrap()).unwrap();
+    live.snapshot(&image, &copy).unwrap();
+    let (_, report) = recover(&copy).unwrap();
+    assert!(report.is_some());
+    check(dir.path(), &copy).unwrap();
+    for name in ["c", "d", "e"] {
+        write(name);
+    }
+    live.snapshot(&image, &copy).unwrap();
+    live.unmount().unwrap();
+    let bytes = std::fs::read(&copy).unwrap();
+    let error = recover(&copy).unwrap_err().to_string();
+    assert!(error.contains("fast_commit with") && error.contains("not in place"), "{error}");
+    assert!(bytes == std::fs::read(&copy).unwrap());
 }
 
 #[test]

@@ -44,6 +44,12 @@ pub struct Report {
 /// Replays the journal of the volume in `source`, which must be writable; `None` when there is nothing
 /// to replay. When this fails before the first write, nothing has changed.
 pub fn recover(source: &Arc<dyn BlockSource>) -> Result<Option<Report>> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    recover_at(source, now)
+}
+
+/// As [`recover`], with the time that inodes removed now were removed, in seconds since 1970.
+pub fn recover_at(source: &Arc<dyn BlockSource>, now: u64) -> Result<Option<Report>> {
     let raw = read_superblock(source)?;
     if !raw.features().incompat.contains(features::Incompat::RECOVER) {
         return Ok(None);
@@ -60,7 +66,7 @@ pub fn recover(source: &Arc<dyn BlockSource>) -> Result<Option<Report>> {
     if sb.start != 0 && sb.incompat.contains(Incompat::FAST_COMMIT) {
         fast_commit::refuse_pending(&sb, plan.end, &log)?;
     }
-    Replay { source, log: &log, sb: &sb, before: &raw, block_size }.run(&plan).map(Some)
+    Replay { source, log: &log, sb: &sb, before: &raw, block_size, now }.run(&plan).map(Some)
 }
 
 struct Replay<'a> {
@@ -70,6 +76,7 @@ struct Replay<'a> {
     /// The volume's superblock before the replay.
     before: &'a RawSuperblock,
     block_size: u32,
+    now: u64,
 }
 
 impl Replay<'_> {
@@ -109,7 +116,7 @@ impl Replay<'_> {
     /// the next transaction's number.
     fn clear_orphans(&self, tid: Tid) -> Result<(Orphans, Tid)> {
         let left = |why: String| Ok((Orphans { left: Some(why), ..Orphans::default() }, tid));
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let now = self.now;
         let layer = Arc::new(Overlay::new(self.source.clone()));
         let edited: Arc<dyn BlockSource> = layer.clone();
         let done = match orphan::clear(&edited, u32::try_from(now).unwrap_or(u32::MAX)) {
@@ -266,6 +273,3 @@ fn count_free(
     let fits = clusters <= volume.blocks_count && inodes <= volume.inodes_count;
     Ok(fits.then_some((clusters, inodes)))
 }
-
-#[cfg(test)]
-mod tests;
