@@ -9,7 +9,7 @@ mod server;
 
 use rkyv::util::AlignedVec;
 
-pub use channel::{Channel, PendingChannel, Reply};
+pub use channel::{Channel, Done, PendingChannel, Reply};
 pub use server::{Handler, Replier, Request, Server};
 
 use crate::{Error, Result};

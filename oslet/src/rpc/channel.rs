@@ -32,6 +32,10 @@ pub struct Reply {
     pub body: AlignedVec,
 }
 
+/// Called once with the answer to a request, or with why there is none: on a thread that has other
+/// answers to hand out, so it should not wait.
+pub type Done = Box<dyn FnOnce(Result<Reply>) + Send>;
+
 /// A channel that was offered and not answered yet.
 #[derive(Debug)]
 pub struct PendingChannel {
@@ -120,10 +124,34 @@ struct Sending {
 
 #[derive(Debug)]
 struct Waiting {
-    /// Requests that somebody waits for, and the replies that have come for them.
-    done: HashMap<u64, Option<Reply>>,
+    /// The requests in flight that somebody cares for.
+    done: HashMap<u64, Place>,
     /// The reply ring; one waiting thread at a time takes it and receives for all.
     replies: Option<Incoming>,
+}
+
+/// Who is to hear of a request's end.
+enum Place {
+    /// A thread in [`Channel::call`], which finds the reply here.
+    Caller(Option<Reply>),
+    /// Whoever passed this to [`Channel::try_start`].
+    Later(Later),
+}
+
+struct Later {
+    done: Done,
+    kind: u16,
+    deadline: Instant,
+    limit: Duration,
+}
+
+impl std::fmt::Debug for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Caller(_) => "Caller",
+            Self::Later(_) => "Later",
+        })
+    }
 }
 
 impl Channel {
@@ -136,7 +164,7 @@ impl Channel {
     ///
     /// # Errors
     /// [`Error::Timeout`]; [`Error::Gone`] when the peer was fenced or the channel closed - whether
-    /// the request was carried out is then unknown -; [`Error::Corrupt`] when the peer's ring broke.
+    /// the request was carried out is then unknown - or its ring broke.
     pub fn call(&self, kind: u16, args: [u64; 3], body: &[u8], limit: Duration) -> Result<Reply> {
         let start = Instant::now();
         let deadline = start + limit;
@@ -144,9 +172,73 @@ impl Channel {
         let reply = self.wait(id, start, deadline);
         let leftover = self.waiting.lock().done.remove(&id);
         match (reply, leftover) {
-            (Ok(reply), _) | (Err(_), Some(Some(reply))) => Ok(reply),
+            (Ok(reply), _) | (Err(_), Some(Place::Caller(Some(reply)))) => Ok(reply),
             (Err(Error::Timeout { .. }), _) => Err(self.timed_out(kind, limit)),
             (Err(error), _) => Err(error),
+        }
+    }
+
+    /// Sends a request and returns; `done` is called once, when the reply has come, the time is up
+    /// or the peer is gone, by whichever thread then receives: one in [`Self::call`],
+    /// [`Self::poll`] or [`Self::attend`]. Somebody must, or nothing is noticed.
+    ///
+    /// Gives `done` back, uncalled, when there is no room for another request now.
+    pub fn try_start(
+        &self,
+        kind: u16,
+        args: [u64; 3],
+        body: &[u8],
+        limit: Duration,
+        done: Done,
+    ) -> Option<Done> {
+        let deadline = Instant::now() + limit;
+        let place = Place::Later(Later { done, kind, deadline, limit });
+        match self.try_send(kind, args, body, place) {
+            Err((Place::Later(later), None)) => Some(later.done),
+            Err((Place::Later(later), Some(error))) => {
+                (later.done)(Err(error));
+                None
+            }
+            Ok(_) | Err((Place::Caller(_), _)) => None,
+        }
+    }
+
+    /// Hands out the replies that are there, without waiting.
+    pub fn poll(&self) {
+        let mut waiting = self.waiting.lock();
+        if let Some(mut replies) = waiting.replies.take_if(|replies| replies.ready()) {
+            drop(waiting);
+            let now = Instant::now();
+            let received = self.receive(&mut replies, 0, now, now);
+            self.hand_out(replies, received, 0);
+        }
+    }
+
+    /// Waits until some replies were handed out or `limit` has passed, and ends the requests of
+    /// [`Self::try_start`] whose time is up.
+    pub fn attend(&self, limit: Duration) {
+        let start = Instant::now();
+        let mut waiting = self.waiting.lock();
+        let deadlines = waiting.done.values().filter_map(|place| match place {
+            Place::Later(later) => Some(later.deadline),
+            Place::Caller(_) => None,
+        });
+        let deadline = deadlines.fold(start + limit, Instant::min);
+        match waiting.replies.take() {
+            Some(mut replies) => {
+                drop(waiting);
+                let received = self.receive(&mut replies, 0, start, deadline);
+                self.hand_out(replies, received, 0);
+            }
+            None => {
+                self.changed.wait_until(&mut waiting, deadline);
+                drop(waiting);
+            }
+        }
+        let now = Instant::now();
+        let expired = self.take_later(|later| later.deadline <= now);
+        for Later { done, kind, limit, .. } in expired {
+            done(Err(self.timed_out(kind, limit)));
         }
     }
 
@@ -158,11 +250,77 @@ impl Channel {
         drop(waiting);
         // Whoever is parked on the reply ring's tail looks at `closed` when it is woken.
         doorbell::wake(&self.bell);
+        self.fail_later();
     }
 
     /// Whether [`Self::close`] was called or the ring broke.
     pub fn is_closed(&self) -> bool {
         self.closed.load(Ordering::SeqCst)
+    }
+
+    fn fail_later(&self) {
+        for later in self.take_later(|_| true) {
+            (later.done)(Err(self.gone()));
+        }
+    }
+
+    fn take_later(&self, matching: impl Fn(&Later) -> bool) -> Vec<Later> {
+        let mut waiting = self.waiting.lock();
+        let taken = waiting.done.extract_if(|_, place| match place {
+            Place::Later(later) => matching(later),
+            Place::Caller(_) => false,
+        });
+        let later = taken.filter_map(|(_, place)| match place {
+            Place::Later(later) => Some(later),
+            Place::Caller(_) => None,
+        });
+        later.collect()
+    }
+
+    /// Sends a request on behalf of `place`, which comes back when there is no room now (no error)
+    /// or never will be.
+    fn try_send(
+        &self,
+        kind: u16,
+        args: [u64; 3],
+        body: &[u8],
+        place: Place,
+    ) -> std::result::Result<u64, (Place, Option<Error>)> {
+        let mut sending = self.sending.lock();
+        let id = sending.next_id;
+        {
+            let mut waiting = self.waiting.lock();
+            // Under the lock: whoever closes the channel looks at the places behind it.
+            if self.is_closed() {
+                return Err((place, Some(self.gone())));
+            }
+            if waiting.done.len() >= limits::RING_CAPACITY {
+                return Err((place, None));
+            }
+            waiting.done.insert(id, place);
+        }
+        let descriptor = Descriptor {
+            id,
+            from_epoch: self.own_epoch.0,
+            to_epoch: self.epoch.0,
+            kind,
+            args,
+            ..Descriptor::default()
+        };
+        let error = match sending.outgoing.send(descriptor, body) {
+            Ok(()) => {
+                sending.next_id += 1;
+                sending.outgoing.ring_bell();
+                return Ok(id);
+            }
+            Err(SendError::Full) => None,
+            Err(SendError::Failed(error)) => Some(error),
+        };
+        match self.waiting.lock().done.remove(&id) {
+            Some(place) => Err((place, error)),
+            // The channel was closed meanwhile, and the place has heard of it.
+            None => Ok(id),
+        }
     }
 
     fn send(
@@ -174,55 +332,28 @@ impl Channel {
         limit: Duration,
     ) -> Result<u64> {
         loop {
-            if self.is_closed() {
-                return Err(self.gone());
-            }
-            {
-                let mut sending = self.sending.lock();
-                let id = sending.next_id;
-                let descriptor = Descriptor {
-                    id,
-                    from_epoch: self.own_epoch.0,
-                    to_epoch: self.epoch.0,
-                    kind,
-                    args,
-                    ..Descriptor::default()
-                };
-                let admitted = {
-                    let mut waiting = self.waiting.lock();
-                    let free = waiting.done.len() < limits::RING_CAPACITY;
-                    if free {
-                        waiting.done.insert(id, None);
-                    }
-                    free
-                };
-                if admitted {
-                    match sending.outgoing.send(descriptor, body) {
-                        Ok(()) => {
-                            sending.next_id += 1;
-                            sending.outgoing.ring_bell();
-                            return Ok(id);
-                        }
-                        Err(SendError::Full) => drop(self.waiting.lock().done.remove(&id)),
-                        Err(SendError::Failed(error)) => {
-                            self.waiting.lock().done.remove(&id);
-                            return Err(error);
-                        }
-                    }
+            match self.try_send(kind, args, body, Place::Caller(None)) {
+                Ok(id) => return Ok(id),
+                Err((_, Some(error))) => return Err(error),
+                Err((_, None)) if Instant::now() >= deadline => {
+                    return Err(self.timed_out(kind, limit));
+                }
+                Err((_, None)) => {
+                    // Back-pressure: the server is behind by a whole ring, or answers to started
+                    // requests wait for somebody to receive them; nothing wakes us for room.
+                    self.poll();
+                    std::thread::sleep(Duration::from_micros(50));
                 }
             }
-            if Instant::now() >= deadline {
-                return Err(self.timed_out(kind, limit));
-            }
-            // Back-pressure: the server is behind by a whole ring; nothing wakes us for room.
-            std::thread::sleep(Duration::from_micros(50));
         }
     }
 
     fn wait(&self, id: u64, start: Instant, deadline: Instant) -> Result<Reply> {
         let mut waiting = self.waiting.lock();
         loop {
-            if let Some(reply) = waiting.done.get_mut(&id).and_then(Option::take) {
+            if let Some(Place::Caller(reply)) = waiting.done.get_mut(&id)
+                && let Some(reply) = reply.take()
+            {
                 return Ok(reply);
             }
             if self.is_closed() {
@@ -235,25 +366,42 @@ impl Channel {
                 Some(mut replies) => {
                     drop(waiting);
                     let received = self.receive(&mut replies, id, start, deadline);
-                    waiting = self.waiting.lock();
-                    waiting.replies = Some(replies);
-                    let own = match received {
-                        Ok(batch) => take_own(&mut waiting, batch, id),
-                        Err(error) => {
-                            self.closed.store(true, Ordering::SeqCst);
-                            self.changed.notify_all();
-                            return Err(error);
-                        }
-                    };
-                    // Replies were handed out, and the ring is free for the next to take.
-                    self.changed.notify_all();
-                    if let Some(own) = own {
+                    if let Some(own) = self.hand_out(replies, received, id) {
                         return Ok(own);
                     }
+                    waiting = self.waiting.lock();
                 }
                 None => drop(self.changed.wait_until(&mut waiting, deadline)),
             }
         }
+    }
+
+    /// Gives the reply ring back and replies to those that they are for. Returns the one for `id`.
+    fn hand_out(
+        &self,
+        replies: Incoming,
+        received: Result<Vec<(Descriptor, AlignedVec)>>,
+        id: u64,
+    ) -> Option<Reply> {
+        let mut later = Vec::new();
+        let mut own = None;
+        {
+            let mut waiting = self.waiting.lock();
+            waiting.replies = Some(replies);
+            match received {
+                Ok(batch) => own = waiting.file(batch, id, &mut later),
+                // Every waiter finds the channel closed.
+                Err(_) => self.closed.store(true, Ordering::SeqCst),
+            }
+            self.changed.notify_all();
+        }
+        for (done, reply) in later {
+            done(Ok(reply));
+        }
+        if self.is_closed() {
+            self.fail_later();
+        }
+        own
     }
 
     /// Receives until at least one reply is there, or the time is up. Without any lock.
@@ -303,21 +451,36 @@ impl Channel {
 
 impl Drop for Channel {
     fn drop(&mut self) {
+        self.closed.store(true, Ordering::SeqCst);
+        self.fail_later();
         doorbell::leave(&self.park.words);
     }
 }
 
-/// Files replies under the requests that wait for them; those nobody waits for any more are
-/// dropped. Returns the one for `id`.
-fn take_own(waiting: &mut Waiting, batch: Vec<(Descriptor, AlignedVec)>, id: u64) -> Option<Reply> {
-    let mut own = None;
-    for (descriptor, body) in batch {
-        let reply = Reply { status: descriptor.status, args: descriptor.args, body };
-        if descriptor.id == id {
-            own = Some(reply);
-        } else if let Some(place) = waiting.done.get_mut(&descriptor.id) {
-            *place = Some(reply);
+impl Waiting {
+    /// Files replies under the requests that wait for them; those nobody waits for any more are
+    /// dropped. Returns the one for `id`; those to be handed out at once are added to `later`.
+    fn file(
+        &mut self,
+        batch: Vec<(Descriptor, AlignedVec)>,
+        id: u64,
+        later: &mut Vec<(Done, Reply)>,
+    ) -> Option<Reply> {
+        let mut own = None;
+        for (descriptor, body) in batch {
+            let reply = Reply { status: descriptor.status, args: descriptor.args, body };
+            if descriptor.id == id {
+                own = Some(reply);
+                continue;
+            }
+            match self.done.remove(&descriptor.id) {
+                Some(Place::Later(place)) => later.push((place.done, reply)),
+                Some(Place::Caller(_)) => {
+                    self.done.insert(descriptor.id, Place::Caller(Some(reply)));
+                }
+                None => {}
+            }
         }
+        own
     }
-    own
 }

@@ -191,3 +191,65 @@ fn a_caller_that_scribbles_over_its_ring_is_cut_off_alone() {
     assert!(echo.broken.load(Ordering::SeqCst));
     assert_eq!(good.call(1, [4; 3], &[], LIMIT).unwrap().args, [4; 3]);
 }
+
+#[test]
+fn started_requests_end_once_each() {
+    use std::sync::mpsc;
+    let (a, b) = pair();
+    let echo = Arc::new(Echo::default());
+    let server = Server::new(&b, Arc::clone(&echo) as Arc<dyn Handler>);
+    let channel = connect(&a, &server);
+    let (send, ended) = mpsc::channel();
+    let start = |kind: u16, round: u64, limit: Duration| {
+        let send = send.clone();
+        let done: Done = Box::new(move |reply| {
+            let reply = reply.map(|reply| (reply.status, reply.args[1]));
+            // The receiver is gone only when the test has failed.
+            drop(send.send((round, reply)));
+        });
+        channel.try_start(kind, [round % 3, round, 0], &[], limit, done)
+    };
+    let mut started = 0;
+    // With calls in between, whose threads receive for all.
+    while started < 1000u64 {
+        match start(if started % 10 == 0 { 2 } else { 1 }, started, LIMIT) {
+            None => started += 1,
+            Some(_) => channel.attend(Duration::from_millis(1)),
+        }
+        if started % 100 == 50 {
+            assert_eq!(channel.call(1, [5; 3], &[], LIMIT).unwrap().args, [5; 3]);
+        }
+        channel.poll();
+    }
+    let mut seen = vec![false; 1000];
+    for _ in 0..1000 {
+        let (round, reply) = loop {
+            match ended.try_recv() {
+                Ok(end) => break end,
+                Err(_) => channel.attend(Duration::from_millis(10)),
+            }
+        };
+        assert_eq!(reply.unwrap(), (0, round));
+        assert!(!std::mem::replace(&mut seen[round as usize], true));
+    }
+    // One whose time is up, others when the channel is closed, one that is too late for it.
+    assert!(start(3, 1, Duration::from_millis(30)).is_none());
+    let from = Instant::now();
+    while from.elapsed() < Duration::from_millis(30) {
+        channel.attend(Duration::from_secs(5));
+    }
+    assert!(from.elapsed() < Duration::from_secs(4), "a deadline ends the wait");
+    assert!(matches!(ended.try_recv().unwrap().1, Err(Error::Timeout { ms: 30, .. })));
+    for round in 0..limits::RING_CAPACITY as u64 {
+        while start(3, round, LIMIT).is_some() {
+            channel.attend(Duration::from_millis(1));
+        }
+    }
+    assert!(start(3, 0, LIMIT).is_some(), "no room for more");
+    channel.close();
+    assert!(start(3, 0, LIMIT).is_none());
+    for _ in 0..=limits::RING_CAPACITY {
+        assert!(matches!(ended.try_recv().unwrap().1, Err(Error::Gone(_))));
+    }
+    assert!(ended.try_recv().is_err());
+}
