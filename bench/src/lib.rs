@@ -51,7 +51,7 @@ pub struct Options {
     #[arg(long, value_name = "DIR")]
     pub scratch: Option<PathBuf>,
     /// Keep the rows, the raw numbers and the machine's description as DIR/<date>-<NAME>.json.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", conflicts_with = "quick")]
     pub record: Option<String>,
     /// Where records are kept.
     #[arg(long, value_name = "DIR", default_value = "bench/runs")]
@@ -114,6 +114,13 @@ pub fn run(options: &Options, mut ours: Ours) -> anyhow::Result<Vec<Row>> {
         let samples = measure::run(&mut case, options.rounds, environment.batch).context(name)?;
         rows.extend(row::rows(&case, &samples));
         raw.extend(samples.into_iter().map(|samples| samples.named(name)));
+    }
+    if options.quick {
+        for row in &mut rows {
+            let mib = environment.sizes.large >> 20;
+            let remark = format!("--quick: trial figures, and {mib} MiB where 1 GiB is named");
+            row.note = format!("{}; {remark}", row.note).trim_start_matches("; ").to_owned();
+        }
     }
     if options.json {
         println!("{}", serde_json::to_string_pretty(&rows)?);

@@ -1,6 +1,8 @@
 //! The peers and limits alone, without a cluster of ours beside them.
 #![forbid(unsafe_code)]
 
+use std::process::ExitCode;
+
 use clap::Parser as _;
 
 #[derive(clap::Parser)]
@@ -10,7 +12,12 @@ struct Arguments {
     options: bench::Options,
 }
 
-fn main() -> anyhow::Result<()> {
-    bench::run(&Arguments::parse().options, bench::Ours::none())?;
-    Ok(())
+fn main() -> ExitCode {
+    match bench::run(&Arguments::parse().options, bench::Ours::none()) {
+        Ok(_) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::from(2)
+        }
+    }
 }

@@ -28,7 +28,7 @@ pub struct Row {
     pub target: String,
     /// Whether it does.
     pub met: Option<bool>,
-    /// Why a figure is missing.
+    /// Why a figure is missing, or what else must be known of it.
     pub note: String,
 }
 
@@ -103,7 +103,7 @@ pub fn table(rows: &[Row]) -> String {
         }
     }
     for note in notes {
-        text.push_str(&format!("not measured: {note}\n"));
+        text.push_str(&format!("note: {note}\n"));
     }
     text
 }
@@ -161,7 +161,7 @@ mod tests {
         let rows = rows(&case, &all);
         assert_eq!((rows[0].ours, rows[0].ratio, rows[0].met), (None, None, None));
         let table = table(&rows);
-        assert!(table.contains("not measured: ours: needs root"), "{table}");
+        assert!(table.contains("note: ours: needs root"), "{table}");
         assert!(table.contains("860"), "{table}");
     }
 }

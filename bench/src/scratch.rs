@@ -1,6 +1,7 @@
 //! Files, images and mounts of a run, which vanish with it.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::rc::Rc;
@@ -16,6 +17,9 @@ const EXT4_MAGIC: u64 = 0xef53;
 const TMPFS_MAGIC: u64 = 0x0102_1994;
 /// How long an unmount may find the mount busy.
 const BUSY: Duration = Duration::from_secs(5);
+
+/// How long a server in the background may take to mount.
+const MOUNTING: Duration = Duration::from_secs(2);
 
 /// A directory of the run's own, gone when the last clone of this is dropped.
 #[derive(Debug, Clone)]
@@ -137,7 +141,17 @@ impl Scratch {
         let dir = self.dir("fuse2fs-").map_err(|error| format!("{error:#}"))?;
         let mut command = Command::new("fuse2fs");
         command.arg(image).arg(&dir).args(["-o", "ro"]).env("PATH", path());
-        run(&mut command).map_err(|error| format!("{error:#}"))?;
+        let said = run(&mut command).map_err(|error| format!("{error:#}"))?;
+        // It goes to the background before it mounts, and then has nobody to report a failure to.
+        let started = Instant::now();
+        while !is_mount_point(&dir) {
+            if started.elapsed() > MOUNTING {
+                return Err(format!("fuse2fs did not mount the image here {said}")
+                    .trim()
+                    .to_owned());
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
         let mounted = dir.clone();
         let tool: &[&str] = match rustix::process::geteuid().is_root() {
             true => &["umount"],
@@ -183,7 +197,7 @@ fn unmount(dir: &Path, tool: &[&str]) {
         let mut command = Command::new(tool[0]);
         command.args(&tool[1..]).arg(dir).env("PATH", path());
         match run(&mut command) {
-            Ok(()) => return,
+            Ok(_) => return,
             Err(_) if started.elapsed() < BUSY => thread::sleep(Duration::from_millis(50)),
             Err(error) => {
                 eprintln!("{}: still mounted: {error:#}", dir.display());
@@ -193,15 +207,21 @@ fn unmount(dir: &Path, tool: &[&str]) {
     }
 }
 
-fn run(command: &mut Command) -> anyhow::Result<()> {
+fn is_mount_point(dir: &Path) -> bool {
+    let device = |path: &Path| path.metadata().map(|metadata| metadata.dev()).ok();
+    dir.parent().is_some_and(|parent| device(dir) != device(parent))
+}
+
+/// Runs a command and returns what it said.
+fn run(command: &mut Command) -> anyhow::Result<String> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command.output().with_context(|| program.clone())?;
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said).trim().replace('\n', "; ");
     if !output.status.success() {
-        let said = [output.stdout, output.stderr].concat();
-        let said = String::from_utf8_lossy(&said).trim().replace('\n', "; ");
         bail!("{program}: {}: {said}", output.status);
     }
-    Ok(())
+    Ok(said)
 }
 
 /// The PATH with the directories of system programs, which a user's may lack.

@@ -111,9 +111,9 @@ pub(crate) const STEPS: &[Step] = &[
         name: "loom",
         why: "models of what processes do to shared words at once",
         // By convention the models of a module are its submodule `model`.
-        commands: &["cargo test --release --package oslet --lib -- --show-output model::"],
-        // Optimised, for they run long; the thin LTO of a release would only build longer.
-        environment: &[("RUSTFLAGS", "--cfg loom"), ("CARGO_PROFILE_RELEASE_LTO", "off")],
+        commands: &["cargo test --package oslet --lib -- --show-output model::"],
+        // Every dependency is built once more for this flag: without debug information, faster.
+        environment: &[("RUSTFLAGS", "--cfg loom"), ("CARGO_PROFILE_TEST_DEBUG", "0")],
         own_target: Some("loom"),
         tests_at_least: 1,
         ..CHECK
