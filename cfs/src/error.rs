@@ -81,6 +81,15 @@ pub enum Error {
     /// A bounded resource is used up.
     #[error("{0}")]
     Exhausted(String),
+    /// What the volume's owner answered: an errno.
+    #[error("{}", io::Error::from_raw_os_error(*.0))]
+    Owner(i32),
+    /// The volume has no owner that serves it.
+    #[error("{0}")]
+    NoOwner(String),
+    /// The shared memory, or another OSlet.
+    #[error(transparent)]
+    Cluster(#[from] oslet::Error),
 }
 
 impl Error {
@@ -88,6 +97,20 @@ impl Error {
     pub fn io<E: Into<io::Error>>(what: impl Into<String>) -> impl FnOnce(E) -> Self {
         let what = what.into();
         move |source| Self::Io { what, source: source.into() }
+    }
+
+    /// What another OSlet answered for us.
+    pub(crate) fn from_owner(errno: i32) -> Self {
+        match Errno::from_raw_os_error(errno) {
+            Errno::NOENT => Self::NotFound,
+            Errno::NOTDIR => Self::NotADirectory,
+            Errno::ISDIR => Self::IsADirectory,
+            Errno::NAMETOOLONG => Self::NameTooLong,
+            Errno::NODATA => Self::NoAttribute,
+            Errno::NXIO => Self::NoSuchOffset,
+            Errno::ROFS => Self::ReadOnly,
+            _ => Self::Owner(errno),
+        }
     }
 
     /// An object whose bytes contradict the format.
@@ -113,6 +136,9 @@ impl Error {
             Self::NoSuchOffset => Errno::NXIO,
             Self::Encrypted(_) => Errno::NOKEY,
             Self::Exhausted(_) => Errno::NOMEM,
+            Self::Owner(errno) => return *errno,
+            Self::Cluster(oslet::Error::Exhausted(_)) => Errno::NOMEM,
+            Self::NoOwner(_) | Self::Cluster(_) => Errno::IO,
         };
         errno.raw_os_error()
     }

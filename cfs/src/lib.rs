@@ -1,6 +1,8 @@
 //! The filesystem: on-disk format, journal, cache, coherence and mounts.
 #![forbid(unsafe_code)]
 
+pub mod cache;
+pub mod client;
 pub mod disk;
 pub mod engine;
 mod error;
@@ -10,6 +12,9 @@ pub mod journal;
 pub mod limits;
 pub mod mmp;
 pub mod mount;
+pub mod owner;
+pub mod wire;
 pub mod orphan;
 
+pub use client::Client;
 pub use error::{Error, Result};

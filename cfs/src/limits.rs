@@ -26,3 +26,12 @@ const _: () = {
     assert!(MIN_BLOCK_SIZE.is_power_of_two() && MAX_BLOCK_SIZE.is_power_of_two());
     assert!(METADATA_CACHE >= 16 * MAX_BLOCK_SIZE as usize);
 };
+
+/// How long an operation waits for a volume to have an owner again before it fails with EIO.
+pub const OWNER_WAIT: std::time::Duration = std::time::Duration::from_secs(10);
+/// How often it looks.
+pub const OWNER_POLL: std::time::Duration = std::time::Duration::from_millis(5);
+/// How long a request to an owner may take: longer than a slow disk needs.
+pub const REQUEST_LIMIT: std::time::Duration = std::time::Duration::from_secs(60);
+/// Symbolic links followed in one path, as in the kernel.
+pub const MAX_SYMLINKS: usize = 40;

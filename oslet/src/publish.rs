@@ -74,7 +74,8 @@ pub fn read_record(words: &impl ReadWords, base: usize, out: &mut [u64]) -> Opti
 /// Links `value` under `key` in the slot at `base`, which must be empty. The writer's lock is held.
 pub fn link(words: &impl WriteWords, base: usize, key: u64, value: u64) {
     debug_assert_eq!(words.load(base + 1, Ordering::Relaxed), 0);
-    words.store(base, key, Ordering::Relaxed);
+    // Behind the zero of `unlink`: who sees this key behind its fence does not see the old value.
+    words.store(base, key, Ordering::Release);
     // SYNC POINT: page linked
     words.store(base + 1, value, Ordering::SeqCst);
 }
@@ -95,8 +96,8 @@ pub fn linked(words: &impl ReadWords, base: usize, key: u64) -> Option<u64> {
     (value != 0 && words.load(base, Ordering::Relaxed) == key).then_some(value)
 }
 
-/// Whether the slot still holds exactly that, behind a pin. A value is never linked under two keys
-/// at a time, so the value alone would do but for a slot that is refilled between the two loads of
+/// Whether the slot still holds exactly that, behind a pin. Both words count: one frame may be linked
+/// under several keys (the page of zeros), and a slot may be refilled between the two loads of
 /// [`linked`].
 #[inline(always)]
 pub fn still_linked(words: &impl ReadWords, base: usize, key: u64, value: u64) -> bool {

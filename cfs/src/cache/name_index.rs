@@ -1,0 +1,137 @@
+//! Names of directories, published under sequence words: what they lead to, or that they do not
+//! exist.
+
+use oslet::publish;
+use oslet::sync::Ordering;
+use oslet::words::{ReadWords, WriteWords};
+
+use super::{mix, reduce};
+use crate::id::Ino;
+
+const WAYS: usize = 4;
+/// Words of an entry for names of up to 40 bytes: one cache line.
+const SHORT_WORDS: usize = 8;
+/// Words of an entry for names of up to 255 bytes.
+const LONG_WORDS: usize = 40;
+/// Words before the name: the sequence, (directory, inode), (hash, length).
+const NAME: usize = 3;
+/// Bytes of the longest short name.
+const SHORT_BYTES: usize = (SHORT_WORDS - NAME) * 8;
+
+/// A name in a directory, hashed.
+#[derive(Clone, Copy, Debug)]
+pub struct Name<'n> {
+    dir: Ino,
+    bytes: &'n [u8],
+    hash: u64,
+}
+
+impl<'n> Name<'n> {
+    /// A name of 1 to 255 bytes; `None` for others, which no directory has.
+    pub fn new(dir: Ino, bytes: &'n [u8]) -> Option<Self> {
+        if bytes.is_empty() || bytes.len() > crate::limits::MAX_NAME {
+            return None;
+        }
+        let mut hash = mix(u64::from(dir.0) | (bytes.len() as u64) << 32);
+        for chunk in bytes.chunks(8) {
+            hash = mix(hash ^ word_of(chunk));
+        }
+        Some(Self { dir, bytes, hash })
+    }
+
+    /// Whether it belongs into the index of long names.
+    pub fn is_long(&self) -> bool {
+        self.bytes.len() > SHORT_BYTES
+    }
+
+    fn tag(&self) -> u64 {
+        self.hash >> 32 | (self.bytes.len() as u64) << 32
+    }
+}
+
+fn word_of(chunk: &[u8]) -> u64 {
+    let mut bytes = [0; 8];
+    bytes[..chunk.len()].copy_from_slice(chunk);
+    u64::from_ne_bytes(bytes)
+}
+
+/// The index over its words, to read or, by its owner under a lock, to change.
+#[derive(Debug)]
+pub struct NameIndex<W> {
+    words: W,
+    sets: usize,
+    entry_words: usize,
+}
+
+const fn entry_words(long: bool) -> usize {
+    if long { LONG_WORDS } else { SHORT_WORDS }
+}
+
+impl NameIndex<()> {
+    /// Bytes for an index of `names`.
+    pub fn bytes(names: usize, long: bool) -> usize {
+        names.div_ceil(WAYS).max(1) * WAYS * entry_words(long) * 8
+    }
+}
+
+impl<W: ReadWords> NameIndex<W> {
+    /// The index that `len` bytes of words hold.
+    pub fn new(words: W, len: usize, long: bool) -> Self {
+        let entry_words = entry_words(long);
+        Self { words, sets: len / (WAYS * entry_words * 8), entry_words }
+    }
+
+    /// What is known of a name: the inode that it leads to, or that there is none (`Some(None)`).
+    #[inline]
+    pub fn find(&self, name: &Name<'_>) -> Option<Option<Ino>> {
+        let mut values = [0; LONG_WORDS - 1];
+        let values = &mut values[..NAME - 1 + name.bytes.len().div_ceil(8)];
+        let tag = name.tag();
+        self.entries(name).find_map(|base| {
+            if self.words.load(base + 2, Ordering::Relaxed) != tag {
+                return None;
+            }
+            publish::read_record(&self.words, base, values)?;
+            let same = values[0] as u32 == name.dir.0
+                && values[1] == tag
+                && name.bytes.chunks(8).zip(&values[NAME - 1..]).all(|(c, &w)| word_of(c) == w);
+            same.then(|| Some(Ino((values[0] >> 32) as u32)).filter(|ino| ino.0 != 0))
+        })
+    }
+
+    fn entries(&self, name: &Name<'_>) -> impl Iterator<Item = usize> + use<W> {
+        let set = reduce(name.hash as u32, self.sets);
+        let words = self.entry_words;
+        (0..WAYS).map(move |way| (set * WAYS + way) * words)
+    }
+}
+
+impl<W: WriteWords> NameIndex<W> {
+    /// Publishes where a name leads, or that it does not exist, in place of what was known of it,
+    /// an empty entry, or another name.
+    pub fn publish(&self, name: &Name<'_>, ino: Option<Ino>) {
+        let mut values = vec![0; self.entry_words - 1];
+        values[0] = u64::from(name.dir.0) | u64::from(ino.map_or(0, |ino| ino.0)) << 32;
+        values[1] = name.tag();
+        for (word, chunk) in values[NAME - 1..].iter_mut().zip(name.bytes.chunks(8)) {
+            *word = word_of(chunk);
+        }
+        let tag = |base: usize| self.words.load(base + 2, Ordering::Relaxed);
+        let is_this = |base: &usize| {
+            (1..self.entry_words).all(|at| {
+                let found = self.words.load(base + at, Ordering::Relaxed);
+                // Where it leads may have changed.
+                at == 1 && found as u32 == name.dir.0 || found == values[at - 1]
+            })
+        };
+        let entry = (self.entries(name).find(is_this))
+            .or_else(|| self.entries(name).find(|&base| tag(base) == 0))
+            .unwrap_or_else(|| {
+                // The owner has no idea which are in use: take turns by what the set holds now.
+                let turn = self.entries(name).map(tag).fold(0, u64::wrapping_add);
+                let way = (mix(turn) % WAYS as u64) as usize;
+                self.entries(name).nth(way).unwrap_or_default()
+            });
+        publish::write_record(&self.words, entry, &values);
+    }
+}

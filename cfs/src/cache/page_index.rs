@@ -1,0 +1,131 @@
+//! Where the cached pages of files are: (inode, page) to page reference.
+
+use oslet::id::PageRef;
+use oslet::publish;
+use oslet::sync::Ordering;
+use oslet::words::{ReadWords, WriteWords};
+
+use super::{mix, reduce};
+use crate::id::Ino;
+
+const SLOT_WORDS: usize = 2;
+const SLOTS: usize = 8;
+const BUCKET_WORDS: usize = SLOTS * SLOT_WORDS;
+
+/// A page of a file: 32 bits of inode and 36 of page number (a file of ext4 has at most 2^36 pages
+/// of 4 KiB). The upper four bits of the page lie in the spare bits of the reference's word.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Key {
+    low: u64,
+    high: u64,
+}
+
+impl Key {
+    /// The page that holds the bytes from `page * 4096` on; `None` beyond every file's end.
+    #[inline(always)]
+    pub fn new(ino: Ino, page: u64) -> Option<Self> {
+        if page >> 36 != 0 {
+            return None;
+        }
+        let low = u64::from(ino.0) << 32 | (page & 0xffff_ffff);
+        Some(Self { low, high: page >> 32 << PageRef::SPARE_SHIFT })
+    }
+
+    #[inline(always)]
+    fn hash(self) -> u64 {
+        mix(self.low ^ self.high.rotate_left(13))
+    }
+}
+
+/// A link that was found; use it behind a pin only if [`PageIndex::still`] holds.
+#[derive(Clone, Copy, Debug)]
+pub struct Found {
+    /// What the page is in.
+    pub page: PageRef,
+    base: usize,
+    value: u64,
+}
+
+/// The index over the words of a table, to read or, by its owner under a lock, to change.
+#[derive(Debug)]
+pub struct PageIndex<W> {
+    words: W,
+    buckets: usize,
+}
+
+impl PageIndex<()> {
+    /// Bytes for an index of `frames` pages with a quarter of its slots to spare.
+    pub fn bytes(frames: usize) -> usize {
+        let slots = frames + frames / 4;
+        slots.div_ceil(SLOTS).max(2) * BUCKET_WORDS * 8
+    }
+}
+
+impl<W: ReadWords> PageIndex<W> {
+    /// The index that `len` bytes of words hold.
+    pub fn new(words: W, len: usize) -> Self {
+        Self { words, buckets: len / (BUCKET_WORDS * 8) }
+    }
+
+    /// The link under `key`.
+    #[inline(always)]
+    pub fn find(&self, key: Key) -> Option<Found> {
+        let hash = key.hash();
+        self.find_in(reduce(hash as u32, self.buckets), key)
+            .or_else(|| self.find_in(reduce((hash >> 32) as u32, self.buckets), key))
+    }
+
+    #[inline(always)]
+    fn find_in(&self, bucket: usize, key: Key) -> Option<Found> {
+        (0..SLOTS).find_map(|slot| {
+            let base = bucket * BUCKET_WORDS + slot * SLOT_WORDS;
+            if self.words.load(base, Ordering::Relaxed) != key.low {
+                return None;
+            }
+            let value = publish::linked(&self.words, base, key.low)?;
+            if value >> PageRef::SPARE_SHIFT != key.high >> PageRef::SPARE_SHIFT {
+                return None;
+            }
+            Some(Found { page: PageRef::from_word(value)?, base, value })
+        })
+    }
+
+    /// Whether a link is still there, behind a pin of its frame.
+    #[inline(always)]
+    pub fn still(&self, key: Key, found: &Found) -> bool {
+        publish::still_linked(&self.words, found.base, key.low, found.value)
+    }
+}
+
+impl<W: WriteWords> PageIndex<W> {
+    /// Links a page under a key that has no link. Returns its slot, or the keys' slots that are all
+    /// taken: unlink one and try again.
+    pub fn link(&self, key: Key, page: PageRef) -> Result<usize, Vec<usize>> {
+        let hash = key.hash();
+        let mut taken = Vec::new();
+        for half in [hash as u32, (hash >> 32) as u32] {
+            let bucket = reduce(half, self.buckets);
+            for slot in 0..SLOTS {
+                let base = bucket * BUCKET_WORDS + slot * SLOT_WORDS;
+                if self.words.load(base + 1, Ordering::Relaxed) == 0 {
+                    publish::link(&self.words, base, key.low, page.to_word() | key.high);
+                    return Ok(base);
+                }
+                taken.push(base);
+            }
+        }
+        Err(taken)
+    }
+
+    /// What a slot links.
+    pub fn at(&self, slot: usize) -> Option<PageRef> {
+        PageRef::from_word(self.words.load(slot + 1, Ordering::Relaxed))
+    }
+
+    /// Empties a slot. Returns what it linked; retire it only behind this.
+    pub fn unlink(&self, slot: usize) -> Option<PageRef> {
+        let page = self.at(slot);
+        publish::unlink(&self.words, slot);
+        page
+    }
+}

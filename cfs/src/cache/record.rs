@@ -1,0 +1,143 @@
+//! An inode's attributes as words of a published record.
+
+use crate::disk::inode::{InodeFlags, Kind};
+use crate::disk::time::Timestamp;
+use crate::engine::Attr;
+use crate::id::Ino;
+
+/// Words of a record without its sequence word: with it, three cache lines.
+pub const RECORD_VALUES: usize = 23;
+
+/// Longest target that a record carries; longer ones are asked for.
+const TARGET_BYTES: usize = 64;
+const TARGET: usize = 15;
+
+const HAS_XATTR: u64 = 1;
+const HAS_CRTIME: u64 = 2;
+const HAS_TARGET: u64 = 4;
+
+/// What is published of an inode.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct InodeRecord {
+    /// Its attributes.
+    pub attr: Attr,
+    /// Whether it has extended attributes at all; if not, nobody need ask for one.
+    pub has_xattr: bool,
+    /// A symbolic link's target, where it fits.
+    pub target: Option<Vec<u8>>,
+}
+
+impl InodeRecord {
+    /// As words.
+    pub fn to_words(&self) -> [u64; RECORD_VALUES] {
+        let attr = &self.attr;
+        let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+        let target = self.target.as_deref().filter(|target| target.len() <= TARGET_BYTES);
+        let mut bits = 0;
+        if self.has_xattr {
+            bits |= HAS_XATTR;
+        }
+        if attr.crtime.is_some() {
+            bits |= HAS_CRTIME;
+        }
+        if target.is_some() {
+            bits |= HAS_TARGET;
+        }
+        let crtime = attr.crtime.unwrap_or_default();
+        let target = target.unwrap_or_default();
+        let mut words = [0; RECORD_VALUES];
+        words[0] = pair(attr.ino.0, attr.generation);
+        words[1] = u64::from(attr.mode)
+            | bits << 16
+            | (target.len() as u64) << 24
+            | u64::from(attr.links) << 32;
+        words[2] = pair(attr.uid, attr.gid);
+        words[3] = attr.size;
+        words[4] = attr.blocks;
+        words[5] = pair(attr.device.0, attr.device.1);
+        words[6] = pair(attr.flags.bits(), attr.project);
+        for (word, time) in (7..).zip([attr.atime, attr.mtime, attr.ctime, crtime]) {
+            words[word] = time.seconds as u64;
+        }
+        words[11] = pair(attr.atime.nanoseconds, attr.mtime.nanoseconds);
+        words[12] = pair(attr.ctime.nanoseconds, crtime.nanoseconds);
+        words[13] = attr.version;
+        words[14] = u64::from(attr.block_size);
+        for (word, chunk) in (TARGET..).zip(target.chunks(8)) {
+            let mut bytes = [0; 8];
+            bytes[..chunk.len()].copy_from_slice(chunk);
+            words[word] = u64::from_ne_bytes(bytes);
+        }
+        words
+    }
+
+    /// From words that an owner wrote; `None` if they are none that an owner writes.
+    pub fn from_words(words: &[u64; RECORD_VALUES]) -> Option<Self> {
+        let (low, high) = (|word: u64| word as u32, |word: u64| (word >> 32) as u32);
+        let mode = words[1] as u16;
+        let bits = words[1] >> 16;
+        let target_len = (words[1] >> 24) as u8 as usize;
+        if target_len > TARGET_BYTES {
+            return None;
+        }
+        let time = |seconds: usize, nanoseconds: u32| {
+            let valid = nanoseconds < 1_000_000_000;
+            valid.then_some(Timestamp { seconds: words[seconds] as i64, nanoseconds })
+        };
+        let crtime = time(10, high(words[12]))?;
+        let mut bytes: Vec<u8> =
+            words[TARGET..].iter().flat_map(|word| word.to_ne_bytes()).collect();
+        bytes.truncate(target_len);
+        let attr = Attr {
+            ino: Ino(low(words[0])),
+            generation: high(words[0]),
+            kind: Kind::from_mode(mode)?,
+            mode,
+            links: high(words[1]),
+            uid: low(words[2]),
+            gid: high(words[2]),
+            project: high(words[6]),
+            device: (low(words[5]), high(words[5])),
+            size: words[3],
+            blocks: words[4],
+            block_size: low(words[14]),
+            atime: time(7, low(words[11]))?,
+            mtime: time(8, high(words[11]))?,
+            ctime: time(9, low(words[12]))?,
+            crtime: (bits & HAS_CRTIME != 0).then_some(crtime),
+            flags: InodeFlags::from_bits_retain(low(words[6])),
+            version: words[13],
+        };
+        if attr.ino.0 == 0 || attr.size > i64::MAX as u64 {
+            return None;
+        }
+        let target = (bits & HAS_TARGET != 0).then_some(bytes);
+        Some(Self { attr, has_xattr: bits & HAS_XATTR != 0, target })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn words_that_parse_survive(mut words: [u64; RECORD_VALUES], len in 0usize..64) {
+            // Mostly valid ones, so that most of the cases test something.
+            words[1] = words[1] & !0xff00_f000 | 0x8000 | (len as u64) << 24;
+            words[3] >>= 1;
+            for word in [11, 12] {
+                words[word] &= 0x1fff_ffff_1fff_ffff;
+            }
+            let record = InodeRecord::from_words(&words).unwrap();
+            let again = InodeRecord::from_words(&record.to_words()).unwrap();
+            prop_assert_eq!(again, record);
+        }
+
+        #[test]
+        fn any_words_are_survived(words: [u64; RECORD_VALUES]) {
+            let _ = InodeRecord::from_words(&words);
+        }
+    }
+}

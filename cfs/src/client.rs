@@ -1,0 +1,323 @@
+//! The native interface: a volume from any OSlet, without copies, and without system calls where
+//! it is cached.
+//!
+//! Names, attributes and pages are looked up in what the owner publishes; only a miss asks it. A
+//! volume whose owner is gone stays readable as far as it is cached; what is not waits for a new
+//! owner for [`limits::OWNER_WAIT`](crate::limits::OWNER_WAIT), then fails with EIO.
+
+mod file;
+mod view;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use oslet::id::{Epoch, OsletId};
+use oslet::region::Region;
+use oslet::rpc::{self, Channel};
+use parking_lot::Mutex;
+
+use crate::cache::{InodeRecord, Name};
+use crate::disk::inode::Kind;
+use crate::engine::{Attr, StatFs};
+use crate::id::Ino;
+use crate::owner::{Answer, Owner};
+use crate::wire::{self, kind};
+use crate::{Error, Result, limits};
+
+pub use file::{File, Page};
+use view::{Route, View};
+
+/// How a client reaches the owners of volumes.
+pub trait Connect: Send + Sync {
+    /// The owner in this very process, if that is where a volume is served.
+    fn local(&self, object: u64) -> Option<Arc<Owner>>;
+
+    /// A channel to an OSlet's runtime in that incarnation.
+    fn channel(&self, oslet: OsletId, epoch: Epoch) -> oslet::Result<Arc<Channel>>;
+}
+
+/// A volume as one process uses it. Any number of threads may use it at once.
+pub struct Client {
+    region: Arc<Region>,
+    object: u64,
+    connect: Arc<dyn Connect>,
+    view: ArcSwap<View>,
+    refreshing: Mutex<()>,
+}
+
+/// An entry of a directory.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DirEntry {
+    /// What it names.
+    pub ino: Ino,
+    /// Its type, if the directory says.
+    pub kind: Option<Kind>,
+    /// Where to go on after it.
+    pub next: u64,
+    /// Its name.
+    pub name: Vec<u8>,
+}
+
+impl Client {
+    /// Volume number `object`, whether somebody serves it already or not.
+    pub fn new(region: &Arc<Region>, object: u64, connect: Arc<dyn Connect>) -> Result<Arc<Self>> {
+        if object >= oslet::limits::MAX_OWNED_OBJECTS as u64 {
+            return Err(Error::Invalid(format!("there is no volume number {object}")));
+        }
+        Ok(Arc::new(Self {
+            region: Arc::clone(region),
+            object,
+            connect,
+            view: ArcSwap::from_pointee(View::none()),
+            refreshing: Mutex::new(()),
+        }))
+    }
+
+    /// The region that pages lie in.
+    pub fn region(&self) -> &Arc<Region> {
+        &self.region
+    }
+
+    /// An inode's attributes.
+    pub fn stat(&self, ino: Ino) -> Result<Attr> {
+        self.record(ino).map(|record| record.attr)
+    }
+
+    /// An inode's attributes and what else is published of it.
+    #[inline]
+    pub fn record(&self, ino: Ino) -> Result<InodeRecord> {
+        let found = self.cached(|view| view.inodes.as_ref()?.find(ino));
+        if let Some(record) = found {
+            return Ok(record);
+        }
+        let answer = self.ask(kind::GETATTR, ino, 0, &[])?;
+        record_in(&answer, Some(ino))
+    }
+
+    /// What a name in a directory leads to.
+    #[inline]
+    pub fn lookup(&self, dir: Ino, name: &[u8]) -> Result<InodeRecord> {
+        if name.len() > limits::MAX_NAME {
+            return Err(Error::NameTooLong);
+        }
+        let key = Name::new(dir, name).ok_or(Error::NotFound)?;
+        let found = self.cached(|view| view.names(&key)?.find(&key));
+        match found {
+            Some(Some(ino)) => self.record(ino),
+            Some(None) => Err(Error::NotFound),
+            None => {
+                // The directory's own error comes before that of a name that it could not have.
+                let answer = self.ask(kind::LOOKUP, dir, 0, name)?;
+                record_in(&answer, None)
+            }
+        }
+    }
+
+    /// The inode at a path from the root, through symbolic links.
+    pub fn resolve(&self, path: &[u8]) -> Result<InodeRecord> {
+        self.resolve_from(Ino::ROOT, path, &mut 0)
+    }
+
+    fn resolve_from(&self, start: Ino, path: &[u8], links: &mut usize) -> Result<InodeRecord> {
+        let mut dir = if path.first() == Some(&b'/') { Ino::ROOT } else { start };
+        let mut record = None;
+        for name in path.split(|&byte| byte == b'/').filter(|name| !name.is_empty()) {
+            if let Some(InodeRecord { attr, .. }) = &record {
+                let attr: &Attr = attr;
+                if attr.kind != Kind::Directory {
+                    return Err(Error::NotADirectory);
+                }
+                dir = attr.ino;
+            }
+            let mut found = self.lookup(dir, name)?;
+            if found.attr.kind == Kind::Symlink {
+                *links += 1;
+                if *links > limits::MAX_SYMLINKS {
+                    return Err(Error::Owner(rustix::io::Errno::LOOP.raw_os_error()));
+                }
+                let target = self.readlink(found.attr.ino)?;
+                found = self.resolve_from(dir, &target, links)?;
+            }
+            record = Some(found);
+        }
+        match record {
+            Some(record) => Ok(record),
+            None => self.record(dir),
+        }
+    }
+
+    /// Opens the file at a path from the root.
+    pub fn open(self: &Arc<Self>, path: &[u8]) -> Result<File> {
+        let record = self.resolve(path)?;
+        match record.attr.kind {
+            Kind::Regular => Ok(File::new(self, record.attr.ino)),
+            Kind::Directory => Err(Error::IsADirectory),
+            _ => Err(Error::Invalid(format!("{} is no regular file", record.attr.ino))),
+        }
+    }
+
+    /// The file with that inode number.
+    pub fn file(self: &Arc<Self>, ino: Ino) -> File {
+        File::new(self, ino)
+    }
+
+    /// A symbolic link's target.
+    pub fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
+        let record = self.record(ino)?;
+        if record.attr.kind != Kind::Symlink {
+            return Err(Error::Invalid(format!("{ino} is no symbolic link")));
+        }
+        match record.target {
+            Some(target) => Ok(target),
+            None => Ok(self.ask(kind::READLINK, ino, 0, &[])?.body.to_vec()),
+        }
+    }
+
+    /// Entries of a directory from a position on (0, or the `next` of one), "." and ".." too, and
+    /// whether nothing follows them.
+    pub fn readdir(&self, dir: Ino, position: u64) -> Result<(Vec<DirEntry>, bool)> {
+        let answer = self.ask(kind::READDIR, dir, position, &[])?;
+        let listing = rpc::access::<wire::ArchivedListing>(&answer.body, "volume's owner")?;
+        let entries = listing.entries.iter().map(|entry| DirEntry {
+            ino: Ino(entry.ino.to_native()),
+            kind: Kind::from_mode(u16::from(entry.kind) << 12),
+            next: entry.next.to_native(),
+            name: entry.name.to_vec(),
+        });
+        Ok((entries.collect(), listing.end))
+    }
+
+    /// The value of an extended attribute.
+    pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
+        if !self.record(ino)?.has_xattr {
+            return Err(Error::NoAttribute);
+        }
+        self.in_parts(ino, |position| match position {
+            0 => self.ask(kind::GETXATTR, ino, 0, name),
+            _ => self.ask(kind::GETXATTR_MORE, ino, position, name),
+        })
+    }
+
+    /// The names of an inode's extended attributes, each with a zero behind it.
+    pub fn listxattr(&self, ino: Ino) -> Result<Vec<u8>> {
+        if !self.record(ino)?.has_xattr {
+            return Ok(Vec::new());
+        }
+        self.in_parts(ino, |position| self.ask(kind::LISTXATTR, ino, position, &[]))
+    }
+
+    fn in_parts(&self, ino: Ino, ask: impl Fn(u64) -> Result<Answer>) -> Result<Vec<u8>> {
+        let mut value = Vec::new();
+        loop {
+            let answer = ask(value.len() as u64)?;
+            let total = answer.args[0];
+            value.extend_from_slice(&answer.body);
+            if value.len() as u64 >= total {
+                return Ok(value);
+            }
+            if answer.body.is_empty() || total > limits::MAX_XATTR_VALUE as u64 {
+                return Err(Error::corrupt(ino, "its owner sends attributes without an end"));
+            }
+        }
+    }
+
+    /// What statfs(2) tells of the volume.
+    pub fn statfs(&self) -> Result<StatFs> {
+        let answer = self.ask(kind::STATFS, Ino::ROOT, 0, &[])?;
+        let body = rpc::access::<wire::ArchivedStatFsBody>(&answer.body, "volume's owner")?;
+        let word = |index: usize| body.words[index].to_native();
+        Ok(StatFs {
+            block_size: word(0) as u32,
+            blocks: word(1),
+            free: word(2),
+            available: word(3),
+            inodes: word(4),
+            free_inodes: word(5),
+            name_max: word(6) as u32,
+            id: word(7),
+        })
+    }
+
+    /// The offset of the first data (or hole) at or after `offset`.
+    pub fn seek(&self, ino: Ino, offset: u64, data: bool) -> Result<u64> {
+        if offset >> 63 != 0 {
+            return Err(Error::NoSuchOffset);
+        }
+        let answer = self.ask(kind::SEEK, ino, offset | u64::from(data) << 63, &[])?;
+        Ok(answer.args[0])
+    }
+
+    /// Looks something up in what is published; `None` where nobody serves the volume yet.
+    #[inline(always)]
+    fn cached<T>(&self, find: impl FnOnce(&View) -> Option<T>) -> Option<T> {
+        let view = self.view.load();
+        if view.is_current(&self.region, self.object) {
+            return find(&view);
+        }
+        drop(view);
+        find(&*self.refresh().ok()?)
+    }
+
+    /// The view of the present owner.
+    fn refresh(&self) -> Result<Arc<View>> {
+        let _one = self.refreshing.lock();
+        let view = self.view.load_full();
+        if view.is_current(&self.region, self.object) {
+            return Ok(view);
+        }
+        let view = Arc::new(View::of(&self.region, self.object, &*self.connect)?);
+        self.view.store(Arc::clone(&view));
+        Ok(view)
+    }
+
+    /// Asks the owner, whoever that is by then.
+    fn ask(&self, request: u16, ino: Ino, argument: u64, body: &[u8]) -> Result<Answer> {
+        let deadline = Instant::now() + limits::OWNER_WAIT;
+        loop {
+            let error = match self.refresh() {
+                Ok(view) => match self.ask_owner(&view, request, ino, argument, body) {
+                    Err(Error::Cluster(error @ oslet::Error::Gone(_))) => Error::Cluster(error),
+                    answer => return answer,
+                },
+                Err(error @ (Error::NoOwner(_) | Error::Cluster(oslet::Error::Gone(_)))) => error,
+                Err(error) => return Err(error),
+            };
+            // Reading is idempotent: it is asked again, of a successor or a new incarnation.
+            if Instant::now() >= deadline {
+                return Err(error);
+            }
+            std::thread::sleep(limits::OWNER_POLL);
+        }
+    }
+
+    fn ask_owner(
+        &self,
+        view: &View,
+        request: u16,
+        ino: Ino,
+        argument: u64,
+        body: &[u8],
+    ) -> Result<Answer> {
+        let args = [self.object, u64::from(ino.0), argument];
+        match &view.route {
+            Route::Local(owner) => owner.answer(request, args, body),
+            Route::Remote(channel) => {
+                let reply = channel.call(request, args, body, limits::REQUEST_LIMIT)?;
+                match i32::from(reply.status) {
+                    0 => Ok(Answer { args: reply.args, body: reply.body }),
+                    errno => Err(Error::from_owner(errno)),
+                }
+            }
+            Route::Nowhere => Err(Error::NoOwner(format!("volume {} has no owner", self.object))),
+        }
+    }
+}
+
+fn record_in(answer: &Answer, ino: Option<Ino>) -> Result<InodeRecord> {
+    let body = rpc::access::<wire::ArchivedRecord>(&answer.body, "volume's owner")?;
+    let words = body.words.map(|word| word.to_native());
+    InodeRecord::from_words(&words)
+        .filter(|record| ino.is_none_or(|ino| record.attr.ino == ino))
+        .ok_or_else(|| Error::corrupt("a record from the volume's owner", "it is none"))
+}

@@ -1,0 +1,153 @@
+//! Reading a file, by reference and by copy.
+
+use std::sync::Arc;
+
+use oslet::id::PageRef;
+use oslet::region::{PageGuard, RawSlice};
+
+use super::Client;
+use crate::cache::Key;
+use crate::id::Ino;
+use crate::wire::{self, kind};
+use crate::{Error, Result};
+use oslet::rpc;
+
+const PAGE: u64 = oslet::limits::FRAME_SIZE as u64;
+/// How often a page is looked for again when its frame was reused between the answer and the pin.
+const TRIES: usize = 8;
+/// Pages asked for at a time beyond the one that is needed.
+const BATCH: u64 = 32;
+
+/// A regular file.
+#[derive(Clone)]
+pub struct File {
+    client: Arc<Client>,
+    ino: Ino,
+}
+
+/// A page of a file, by reference where it is cached.
+pub enum Page<'r> {
+    /// Pinned in shared memory.
+    Shared(PageGuard<'r>),
+    /// A copy, when the cache is too small for references to last.
+    Copied(Vec<u8>),
+}
+
+impl Page<'_> {
+    /// Copies bytes of the page from `offset` on.
+    ///
+    /// # Panics
+    /// If they are not all within the page.
+    #[inline]
+    pub fn copy_to(&self, offset: usize, out: &mut [u8]) {
+        match self {
+            Self::Shared(guard) => guard.bytes().copy_to(offset, out),
+            Self::Copied(bytes) => out.copy_from_slice(&bytes[offset..offset + out.len()]),
+        }
+    }
+
+    /// The bytes in shared memory; `None` for a copy.
+    #[inline]
+    pub fn shared(&self) -> Option<&RawSlice> {
+        match self {
+            Self::Shared(guard) => Some(guard.bytes()),
+            Self::Copied(_) => None,
+        }
+    }
+
+    /// The eight bytes at `offset` in the machine's order; `None` outside the page.
+    #[inline]
+    pub fn word(&self, offset: usize) -> Option<u64> {
+        match self {
+            Self::Shared(guard) => guard.bytes().word(offset),
+            Self::Copied(bytes) => {
+                let end = offset.checked_add(8)?;
+                Some(u64::from_ne_bytes(bytes.get(offset..end)?.try_into().ok()?))
+            }
+        }
+    }
+}
+
+impl File {
+    pub(super) fn new(client: &Arc<Client>, ino: Ino) -> Self {
+        Self { client: Arc::clone(client), ino }
+    }
+
+    /// Its number.
+    pub fn ino(&self) -> Ino {
+        self.ino
+    }
+
+    /// The page that holds the bytes from `page * 4096` on, pinned, without a copy. What lies
+    /// beyond the file's end within its last page is zero. `None` beyond the last page.
+    ///
+    /// It pins memory, not a version: concurrent writes show through, as in any page cache.
+    #[inline]
+    pub fn read_ref(&self, page: u64) -> Result<Option<Page<'_>>> {
+        let Some(key) = Key::new(self.ino, page) else { return Ok(None) };
+        match self.pin_cached(key) {
+            Some(guard) => Ok(Some(Page::Shared(guard?))),
+            None => self.fetch(key, page, 1),
+        }
+    }
+
+    /// Fills `buf` with the bytes from `offset` on, copied. Returns how many there were: fewer only
+    /// at the file's end.
+    pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        let size = self.client.record(self.ino)?.attr.size;
+        let len = size.saturating_sub(offset).min(buf.len() as u64) as usize;
+        let mut done = 0;
+        while done < len {
+            let at = offset + done as u64;
+            let within = (at % PAGE) as usize;
+            let part = (len - done).min(PAGE as usize - within);
+            let last = (offset + len as u64).div_ceil(PAGE);
+            let key = Key::new(self.ino, at / PAGE).ok_or(Error::NoSuchOffset)?;
+            let page = match self.pin_cached(key) {
+                Some(guard) => Some(Page::Shared(guard?)),
+                None => self.fetch(key, at / PAGE, last - at / PAGE)?,
+            };
+            let Some(page) = page else { break };
+            page.copy_to(within, &mut buf[done..done + part]);
+            done += part;
+        }
+        Ok(done)
+    }
+
+    #[inline(always)]
+    fn pin_cached(&self, key: Key) -> Option<Result<PageGuard<'_>>> {
+        self.client.cached(|view| {
+            let index = view.pages.as_ref()?;
+            let found = index.find(key)?;
+            let pinned = self.client.region.pin_if(found.page, || index.still(key, &found));
+            pinned.map_err(Error::Cluster).transpose()
+        })
+    }
+
+    /// Asks the owner for a page (and some behind it that will be wanted).
+    #[cold]
+    fn fetch(&self, key: Key, page: u64, wanted: u64) -> Result<Option<Page<'_>>> {
+        for _ in 0..TRIES {
+            let count = wanted.clamp(1, BATCH);
+            let answer = self.client.ask(kind::READ, self.ino, page | count << 48, &[])?;
+            let body = rpc::access::<wire::ArchivedPages>(&answer.body, "volume's owner")?;
+            let Some(word) = body.refs.first() else { return Ok(None) };
+            let page_ref = PageRef::from_word(word.to_native());
+            let page_ref = page_ref.ok_or_else(|| {
+                Error::corrupt("an answer from the volume's owner", "it is no reference")
+            })?;
+            if let Some(guard) = self.client.region.pin(page_ref)? {
+                return Ok(Some(Page::Shared(guard)));
+            }
+            if let Some(guard) = self.pin_cached(key) {
+                return Ok(Some(Page::Shared(guard?)));
+            }
+        }
+        let answer = self.client.ask(kind::READ_COPY, self.ino, page, &[])?;
+        let whole = answer.body.len() == PAGE as usize;
+        if !whole {
+            return Err(Error::corrupt("an answer from the volume's owner", "it is no page"));
+        }
+        Ok((answer.args[0] > 0).then(|| Page::Copied(answer.body.to_vec())))
+    }
+}

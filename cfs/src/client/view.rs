@@ -1,0 +1,81 @@
+//! One owner's tables and the way to it, as long as it is the owner.
+
+use std::sync::Arc;
+
+use oslet::id::{Epoch, OsletId, ParticipantId};
+use oslet::region::{Region, Ro};
+use oslet::rpc::Channel;
+use oslet::sync::AtomicU64;
+
+use super::Connect;
+use crate::cache::{InodeTable, Name, NameIndex, PageIndex, kind};
+use crate::owner::Owner;
+use crate::{Error, Result};
+
+/// How requests reach the owner.
+pub(super) enum Route {
+    Local(Arc<Owner>),
+    Remote(Arc<Channel>),
+    Nowhere,
+}
+
+/// What one incarnation of one owner publishes.
+pub(super) struct View {
+    owner: Option<(OsletId, Epoch)>,
+    pub(super) route: Route,
+    pub(super) pages: Option<PageIndex<Ro<AtomicU64>>>,
+    pub(super) inodes: Option<InodeTable<Ro<AtomicU64>>>,
+    short: Option<NameIndex<Ro<AtomicU64>>>,
+    long: Option<NameIndex<Ro<AtomicU64>>>,
+}
+
+impl View {
+    /// Before anybody is known to serve the volume.
+    pub(super) fn none() -> Self {
+        let route = Route::Nowhere;
+        Self { owner: None, route, pages: None, inodes: None, short: None, long: None }
+    }
+
+    /// Of the present owner, if it serves.
+    pub(super) fn of(region: &Region, object: u64, connect: &dyn Connect) -> Result<Self> {
+        let nobody = |why: &str| Error::NoOwner(format!("volume {object}: {why}"));
+        let ownership = region.control().owner(object as usize)?;
+        let (oslet, epoch) = ownership.owner.ok_or_else(|| nobody("it has no owner"))?;
+        if ownership.recovering {
+            return Err(nobody("its owner is recovering it"));
+        }
+        let who = ParticipantId::runtime(oslet);
+        let segment = region.segment(who).filter(|segment| segment.epoch() == epoch);
+        let segment = segment.ok_or_else(|| nobody("its owner is not mapped"))?;
+        let table = |kind: u64| -> Result<(Ro<AtomicU64>, usize)> {
+            let table = segment.table(kind, object).ok_or_else(|| nobody("no tables"))?;
+            Ok((segment.words(table.offset, table.len / 8)?, table.len))
+        };
+        let (pages, inodes) = (table(kind::PAGES)?, table(kind::INODES)?);
+        let (short, long) = (table(kind::SHORT_NAMES)?, table(kind::LONG_NAMES)?);
+        let route = match connect.local(object) {
+            Some(owner) => Route::Local(owner),
+            None => Route::Remote(connect.channel(oslet, epoch)?),
+        };
+        Ok(Self {
+            owner: Some((oslet, epoch)),
+            route,
+            pages: Some(PageIndex::new(pages.0, pages.1)),
+            inodes: Some(InodeTable::new(inodes.0, inodes.1)),
+            short: Some(NameIndex::new(short.0, short.1, false)),
+            long: Some(NameIndex::new(long.0, long.1, true)),
+        })
+    }
+
+    /// Whether this still is the owner, and the way to it open.
+    #[inline(always)]
+    pub(super) fn is_current(&self, region: &Region, object: u64) -> bool {
+        self.owner.is_some()
+            && region.control().owner(object as usize).is_ok_and(|now| now.owner == self.owner)
+    }
+
+    /// The index that holds names as long as this one.
+    pub(super) fn names(&self, name: &Name<'_>) -> Option<&NameIndex<Ro<AtomicU64>>> {
+        if name.is_long() { self.long.as_ref() } else { self.short.as_ref() }
+    }
+}

@@ -1,0 +1,282 @@
+//! Bringing pages in, and taking idle ones out when the budget is used up.
+
+use std::collections::{HashMap, HashSet};
+
+use oslet::id::{FrameNo, PageRef};
+use oslet::region::OwnedFrame;
+use parking_lot::{Condvar, Mutex};
+
+use super::Owner;
+use crate::cache::Key;
+use crate::disk::inode::{Inode, InodeFlags};
+use crate::engine::Mapping;
+use crate::id::Ino;
+use crate::{Error, Result};
+
+const PAGE: u64 = oslet::limits::FRAME_SIZE as u64;
+/// Pages read from the device at a time.
+const FILL_PAGES: u64 = 256;
+/// Pages read beyond what was asked for when a file is read from front to back.
+const READAHEAD: u64 = 256;
+/// Frames looked at to choose the idlest of them.
+const SAMPLE: usize = 64;
+/// Frames taken out at a time.
+const EVICT: usize = 16;
+
+/// Which frames show pages of the volume, and where those are linked.
+pub(super) struct Frames {
+    /// By frame: its slot in the page index plus one.
+    slots: Box<[u64]>,
+    used: usize,
+    budget: usize,
+    hand: usize,
+    /// Frames passed by the hand since the clock last moved.
+    passed: usize,
+}
+
+impl Frames {
+    pub(super) fn new(total: usize, budget: usize) -> Self {
+        let slots = vec![0; total].into_boxed_slice();
+        Self { slots, used: 0, budget: budget.max(EVICT), hand: 0, passed: 0 }
+    }
+
+    pub(super) fn usage(&self) -> (usize, usize) {
+        (self.used, self.budget)
+    }
+
+    /// The next linked frames under the hand.
+    fn sample(&mut self) -> Vec<FrameNo> {
+        let mut sample = Vec::with_capacity(SAMPLE);
+        for _ in 0..self.slots.len() {
+            if self.slots[self.hand] != 0 {
+                sample.push(FrameNo(self.hand as u32));
+            }
+            self.hand = (self.hand + 1) % self.slots.len();
+            self.passed += 1;
+            if sample.len() == SAMPLE {
+                break;
+            }
+        }
+        sample
+    }
+}
+
+/// Pages that somebody is reading from the device right now.
+#[derive(Default)]
+pub(super) struct Fills {
+    pages: Mutex<HashSet<(Ino, u64)>>,
+    done: Condvar,
+}
+
+impl Owner {
+    /// References to `count` pages of a file from `first` on, read in where they are not cached;
+    /// fewer at its end. Reads ahead when the page before is cached.
+    pub(super) fn read_pages(&self, ino: Ino, first: u64, count: u64) -> Result<Vec<PageRef>> {
+        let inode = self.inode(ino)?;
+        let end = inode.size.div_ceil(PAGE);
+        let last = first.saturating_add(count).min(end);
+        let mut found = HashMap::new();
+        let mut at = first;
+        while at < last {
+            let ahead = if at > 0 && self.find(ino, at - 1).is_some() { READAHEAD } else { 0 };
+            match self.find(ino, at) {
+                Some(page) => {
+                    found.insert(at, page);
+                    at += 1;
+                }
+                None => {
+                    let until = last.saturating_add(ahead).min(end).min(at + FILL_PAGES);
+                    self.fill(&inode, at, until, &mut found)?;
+                    // What another thread was reading is found, or read, in the next turn.
+                    while found.contains_key(&at) {
+                        at += 1;
+                    }
+                }
+            }
+        }
+        Ok((first..last).map_while(|page| found.get(&page).copied()).collect())
+    }
+
+    fn find(&self, ino: Ino, page: u64) -> Option<PageRef> {
+        self.pages.lock().find(Key::new(ino, page)?).map(|found| found.page)
+    }
+
+    /// Reads the pages from `first` to before `end` that nobody else is reading, as far as they
+    /// follow one another. Waits for the others if the first is among them.
+    fn fill(
+        &self,
+        inode: &Inode,
+        first: u64,
+        end: u64,
+        found: &mut HashMap<u64, PageRef>,
+    ) -> Result<()> {
+        let ino = inode.ino;
+        let claimed = {
+            let mut pages = self.fills.pages.lock();
+            if pages.contains(&(ino, first)) {
+                self.fills.done.wait(&mut pages);
+                return Ok(());
+            }
+            let free = |page: &u64| !pages.contains(&(ino, *page)) && self.find(ino, *page).is_none();
+            let until = (first + 1..end).take_while(free).last().map_or(first + 1, |last| last + 1);
+            pages.extend((first..until).map(|page| (ino, page)));
+            first..until
+        };
+        let filled = self.fill_claimed(inode, claimed.start, claimed.end);
+        let mut pages = self.fills.pages.lock();
+        for page in claimed.clone() {
+            pages.remove(&(ino, page));
+        }
+        self.fills.done.notify_all();
+        drop(pages);
+        found.extend(claimed.zip(filled?));
+        Ok(())
+    }
+
+    fn fill_claimed(&self, inode: &Inode, first: u64, end: u64) -> Result<Vec<PageRef>> {
+        let holes = self.hole_pages(inode, first, end)?;
+        let mut bytes = vec![0; ((end - first) * PAGE) as usize];
+        if holes.iter().any(|hole| !hole) {
+            // Short at the file's end: the rest of the last page stays zero.
+            self.volume.read(inode, first * PAGE, &mut bytes)?;
+        }
+        let mut refs = Vec::with_capacity(holes.len());
+        for ((page, hole), chunk) in (first..end).zip(holes).zip(bytes.chunks(PAGE as usize)) {
+            let key = Key::new(inode.ino, page)
+                .ok_or_else(|| Error::corrupt(inode.ino, format!("page {page} is too far out")))?;
+            let linked = if hole {
+                self.link_zeros(key)?
+            } else {
+                let mut frame = self.frame()?;
+                frame.bytes()?.fill().copy_from_slice(chunk);
+                self.link(key, frame)?
+            };
+            refs.push(linked);
+        }
+        Ok(refs)
+    }
+
+    /// Which pages lie in holes altogether.
+    fn hole_pages(&self, inode: &Inode, first: u64, end: u64) -> Result<Vec<bool>> {
+        let mut holes = vec![true; (end - first) as usize];
+        if inode.flags.contains(InodeFlags::INLINE_DATA) {
+            holes.fill(false);
+            return Ok(holes);
+        }
+        let block = u64::from(self.volume.superblock().block_size);
+        let start = first * PAGE / block;
+        let blocks = (end * PAGE).div_ceil(block) - start;
+        for run in self.volume.runs(inode, start, blocks) {
+            let run = run?;
+            if let Mapping::Data(_) = run.mapping {
+                let from = (run.logical * block / PAGE).max(first) - first;
+                let to = (run.end() * block).div_ceil(PAGE).min(end) - first;
+                holes[from as usize..to.max(from) as usize].fill(false);
+            }
+        }
+        Ok(holes)
+    }
+
+    /// A frame to fill, within the budget: idle pages are taken out for it.
+    fn frame(&self) -> Result<OwnedFrame> {
+        /// Each try takes out what is idle; pins held by others can make it fail for a while.
+        const TRIES: usize = 64;
+        for _ in 0..TRIES {
+            let (used, budget) = self.usage();
+            if used < budget
+                && let Ok(frame) = self.arena.alloc()
+            {
+                return Ok(frame);
+            }
+            if self.evict() == 0 {
+                std::thread::yield_now();
+            }
+        }
+        Ok(self.arena.alloc()?)
+    }
+
+    fn link(&self, key: Key, frame: OwnedFrame) -> Result<PageRef> {
+        let number = frame.number();
+        let page = frame.publish();
+        loop {
+            let mut frames = self.frames.lock();
+            let linked = self.pages.lock().link(key, page);
+            match linked {
+                Ok(slot) => {
+                    frames.slots[number.0 as usize] = slot as u64 + 1;
+                    frames.used += 1;
+                    return Ok(page);
+                }
+                Err(taken) => {
+                    if let Err(error) = self.displace(&mut frames, &taken) {
+                        drop(frames);
+                        self.arena.retire(&[page]);
+                        return Err(error);
+                    }
+                }
+            }
+        }
+    }
+
+    fn link_zeros(&self, key: Key) -> Result<PageRef> {
+        loop {
+            let mut frames = self.frames.lock();
+            let linked = self.pages.lock().link(key, self.zeros);
+            match linked {
+                Ok(_) => return Ok(self.zeros),
+                Err(taken) => self.displace(&mut frames, &taken)?,
+            }
+        }
+    }
+
+    /// Empties one of the slots that a key could have: a hole's if there is one, else the idlest
+    /// page's that nobody pins.
+    fn displace(&self, frames: &mut Frames, taken: &[usize]) -> Result<()> {
+        let pages = self.pages.lock();
+        let shown: Vec<_> = taken.iter().map(|&slot| (slot, pages.at(slot))).collect();
+        if let Some(&(slot, _)) = shown.iter().find(|(_, page)| *page == Some(self.zeros)) {
+            pages.unlink(slot);
+            return Ok(());
+        }
+        let numbers: Vec<_> = shown.iter().filter_map(|(_, page)| Some(page.as_ref()?.frame)).collect();
+        let ages = self.arena.ages(&numbers);
+        let idlest = (0..numbers.len()).max_by_key(|&at| ages[at].map_or(0, |age| age + 1));
+        let Some(&(slot, Some(page))) = idlest.and_then(|at| shown.get(at)) else {
+            return Err(Error::Exhausted("page index: no slot to empty".into()));
+        };
+        pages.unlink(slot);
+        drop(pages);
+        frames.slots[page.frame.0 as usize] = 0;
+        frames.used -= 1;
+        self.arena.retire(&[page]);
+        Ok(())
+    }
+
+    /// Takes some idle pages out. Returns how many.
+    fn evict(&self) -> usize {
+        let mut frames = self.frames.lock();
+        let sample = frames.sample();
+        if frames.passed >= (frames.budget / 8).max(SAMPLE) {
+            frames.passed = 0;
+            self.arena.region().own().tick_clock();
+        }
+        let ages = self.arena.ages(&sample);
+        let mut idle: Vec<_> =
+            sample.into_iter().zip(ages).filter_map(|(frame, age)| Some((age?, frame))).collect();
+        idle.sort_by_key(|&(age, _)| std::cmp::Reverse(age));
+        idle.truncate(EVICT);
+        let pages = self.pages.lock();
+        let mut out = Vec::with_capacity(idle.len());
+        for (_, frame) in idle {
+            let slot = std::mem::take(&mut frames.slots[frame.0 as usize]);
+            if let Some(page) = slot.checked_sub(1).and_then(|slot| pages.unlink(slot as usize)) {
+                out.push(page);
+            }
+        }
+        drop(pages);
+        frames.used -= out.len();
+        drop(frames);
+        self.arena.retire(&out);
+        out.len()
+    }
+}

@@ -1,0 +1,95 @@
+//! What OSlets ask a volume's owner. All arguments are words; bodies are validated archives.
+
+/// First and last kind of this crate's requests.
+pub const KINDS: std::ops::RangeInclusive<u16> = 0x100..=0x1ff;
+
+/// The volume (object number) is always the first argument.
+pub mod kind {
+    /// (volume, directory, -), body: a name. Reply: (inode, -, -), body [`super::Record`].
+    pub const LOOKUP: u16 = 0x100;
+    /// (volume, inode, -). Reply body [`super::Record`].
+    pub const GETATTR: u16 = 0x101;
+    /// (volume, inode, page | count << 48). Reply body [`super::Pages`]; fewer than asked for at the
+    /// file's end.
+    pub const READ: u16 = 0x102;
+    /// (volume, inode, page). Reply body: the page's bytes, for when references do not last.
+    pub const READ_COPY: u16 = 0x103;
+    /// (volume, inode, -). Reply body: the target.
+    pub const READLINK: u16 = 0x104;
+    /// (volume, inode, position). Reply body [`super::Listing`].
+    pub const READDIR: u16 = 0x105;
+    /// (volume, inode, -), body: a name. Reply: (length, -, -), body: the first bytes of the value.
+    pub const GETXATTR: u16 = 0x106;
+    /// (volume, inode, offset), body: a name. Reply body: the value from the offset on.
+    pub const GETXATTR_MORE: u16 = 0x107;
+    /// (volume, inode, offset). Reply: (length, -, -), body: the names from the offset on, each
+    /// with a zero behind it.
+    pub const LISTXATTR: u16 = 0x108;
+    /// (volume, -, -). Reply body [`super::StatFsBody`].
+    pub const STATFS: u16 = 0x109;
+    /// (volume, inode, offset | data << 63). Reply: (offset, -, -).
+    pub const SEEK: u16 = 0x10a;
+}
+
+/// Bytes of a reply's body that are used for data.
+pub const MAX_DATA: usize = oslet::limits::MAX_BODY - 1024;
+
+/// Pages in one READ.
+pub const MAX_PAGES: usize = 1024;
+
+/// An inode's record, as the inode table holds it.
+#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug)]
+pub struct Record {
+    /// [`crate::cache::InodeRecord::to_words`].
+    pub words: [u64; crate::cache::RECORD_VALUES],
+}
+
+/// References to consecutive pages.
+#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug)]
+pub struct Pages {
+    /// [`oslet::id::PageRef::to_word`] each.
+    pub refs: Vec<u64>,
+}
+
+/// Entries of a directory.
+#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug)]
+pub struct Listing {
+    /// In the order of their positions.
+    pub entries: Vec<Entry>,
+    /// Whether nothing follows.
+    pub end: bool,
+}
+
+/// One entry of a directory.
+#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug)]
+pub struct Entry {
+    /// What it names.
+    pub ino: u32,
+    /// The type bits of the mode shifted down by 12, zero if the directory does not say.
+    pub kind: u8,
+    /// Where to go on after it.
+    pub next: u64,
+    /// Its name.
+    pub name: Vec<u8>,
+}
+
+/// What statfs(2) tells.
+#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug)]
+pub struct StatFsBody {
+    /// block size, blocks, free, available, inodes, free inodes, longest name, identity.
+    pub words: [u64; 8],
+}
+
+/// A type as the upper four bits of a mode.
+pub fn kind_bits(kind: crate::disk::inode::Kind) -> u8 {
+    use crate::disk::inode::Kind;
+    match kind {
+        Kind::Fifo => 0x1,
+        Kind::CharDevice => 0x2,
+        Kind::Directory => 0x4,
+        Kind::BlockDevice => 0x6,
+        Kind::Regular => 0x8,
+        Kind::Symlink => 0xa,
+        Kind::Socket => 0xc,
+    }
+}
