@@ -12,9 +12,10 @@ pub mod journal;
 pub mod limits;
 pub mod mmp;
 pub mod mount;
-pub mod owner;
-pub mod wire;
 pub mod orphan;
+pub mod owner;
+pub mod service;
+pub mod wire;
 
 pub use client::Client;
 pub use error::{Error, Result};

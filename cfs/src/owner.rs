@@ -43,7 +43,12 @@ struct Names {
 impl Owner {
     /// Publishes the empty tables of volume number `object`; `frames` of the arena at most are used
     /// for its pages.
-    pub fn new(arena: &Arc<Arena>, object: u64, volume: Volume, frames: usize) -> Result<Arc<Self>> {
+    pub fn new(
+        arena: &Arc<Arena>,
+        object: u64,
+        volume: Volume,
+        frames: usize,
+    ) -> Result<Arc<Self>> {
         let sizes = Sizes::of(frames);
         let own = arena.region().own();
         let table = |kind: u64, len: usize| -> Result<Rw<AtomicU64>> {

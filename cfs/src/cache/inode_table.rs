@@ -61,7 +61,8 @@ impl<W: WriteWords> InodeTable<W> {
             .or_else(|| self.entries(ino).find(|base| known(base) == 0))
             .unwrap_or_else(|| {
                 // The owner has no idea which are in use: take turns by what the set holds now.
-                let turn = self.entries(ino).map(|b| u64::from(known(&b))).fold(0, u64::wrapping_add);
+                let turn =
+                    self.entries(ino).map(|b| u64::from(known(&b))).fold(0, u64::wrapping_add);
                 let way = (mix(turn) % WAYS as u64) as usize;
                 self.entries(ino).nth(way).unwrap_or_default()
             });

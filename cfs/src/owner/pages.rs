@@ -117,7 +117,8 @@ impl Owner {
                 self.fills.done.wait(&mut pages);
                 return Ok(());
             }
-            let free = |page: &u64| !pages.contains(&(ino, *page)) && self.find(ino, *page).is_none();
+            let free =
+                |page: &u64| !pages.contains(&(ino, *page)) && self.find(ino, *page).is_none();
             let until = (first + 1..end).take_while(free).last().map_or(first + 1, |last| last + 1);
             pages.extend((first..until).map(|page| (ino, page)));
             first..until
@@ -238,7 +239,8 @@ impl Owner {
             pages.unlink(slot);
             return Ok(());
         }
-        let numbers: Vec<_> = shown.iter().filter_map(|(_, page)| Some(page.as_ref()?.frame)).collect();
+        let numbers: Vec<_> =
+            shown.iter().filter_map(|(_, page)| Some(page.as_ref()?.frame)).collect();
         let ages = self.arena.ages(&numbers);
         let idlest = (0..numbers.len()).max_by_key(|&at| ages[at].map_or(0, |age| age + 1));
         let Some(&(slot, Some(page))) = idlest.and_then(|at| shown.get(at)) else {

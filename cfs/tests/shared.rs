@@ -1,0 +1,266 @@
+//! Two OSlets in one process: one owns a volume, both read it, compared with what was put in.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cfs::client::{Client, Connect, Page};
+use cfs::disk::inode::Kind;
+use cfs::engine::{Options, Volume, store::MemSource};
+use cfs::id::Ino;
+use cfs::owner::Owner;
+use cfs::service::Volumes;
+use oslet::arena::Arena;
+use oslet::id::{Epoch, OsletId, ParticipantId};
+use oslet::region::{Backing, ControlPage, OwnSegment, Ownership, Paging, Region, SegmentSpec};
+use oslet::rpc::{Channel, Handler, PendingChannel, Replier, Request, Server};
+
+struct Serve(Arc<Volumes>);
+
+impl Handler for Serve {
+    fn handle(&self, request: Request, replier: Replier) {
+        self.0.handle(request, replier);
+    }
+
+    fn broken(&self, peer: ParticipantId, _: Epoch, error: oslet::Error) {
+        panic!("{peer:?}: {error}");
+    }
+}
+
+struct Way {
+    local: Option<Arc<Owner>>,
+    channel: Option<Arc<Channel>>,
+}
+
+impl Connect for Way {
+    fn local(&self, _: u64) -> Option<Arc<Owner>> {
+        self.local.clone()
+    }
+
+    fn channel(&self, _: OsletId, _: Epoch) -> oslet::Result<Arc<Channel>> {
+        self.channel.clone().ok_or_else(|| oslet::Error::Gone("nobody".into()))
+    }
+}
+
+struct Cluster {
+    local: Arc<Client>,
+    remote: Arc<Client>,
+    owner: Arc<Owner>,
+    arena: Arc<Arena>,
+    _server: Arc<Server>,
+}
+
+fn oslet(index: usize) -> OsletId {
+    OsletId::new(index).unwrap()
+}
+
+fn cluster(image: Vec<u8>, frames: usize, budget: usize) -> Cluster {
+    let control = ControlPage::create(&Backing::Memfd, "shared", 2).unwrap();
+    let join = |index: usize, frames: usize| {
+        let spec = SegmentSpec {
+            participant: ParticipantId::runtime(oslet(index)),
+            epoch: Epoch(1),
+            frames,
+            space: 8 << 20,
+            paging: Paging::default(),
+        };
+        let own = OwnSegment::create(&Backing::Memfd, control.cluster(), &spec).unwrap();
+        let control = ControlPage::open(control.file().try_clone().unwrap()).unwrap();
+        Region::new(control, own, Paging::default()).unwrap()
+    };
+    let (a, b) = (join(0, frames), join(1, 16));
+    let id = |index| ParticipantId::runtime(oslet(index));
+    a.map(&b.own().reader().unwrap(), id(1), Epoch(1)).unwrap();
+    b.map(&a.own().reader().unwrap(), id(0), Epoch(1)).unwrap();
+    let source = Arc::new(MemSource::new(image));
+    let volume = Volume::open(source, &Options::default()).unwrap();
+    let arena = Arena::new(&a);
+    let owner = Owner::new(&arena, 0, volume, budget).unwrap();
+    let volumes = Volumes::new(2).unwrap();
+    volumes.add(Arc::clone(&owner));
+    let server = Server::new(&a, Arc::new(Serve(volumes)));
+    let pending = PendingChannel::new(&b, id(0), Epoch(1)).unwrap();
+    let answer = server.accept(id(1), Epoch(1), pending.offer()).unwrap();
+    let channel = pending.open(answer).unwrap();
+    let now = a.control().owner(0).unwrap();
+    let serving = Ownership { owner: Some((oslet(0), Epoch(1))), ..Ownership::default() };
+    a.control().change_owner(0, now, serving).unwrap().unwrap();
+    let way = |local, channel| Arc::new(Way { local, channel });
+    let local = Client::new(&a, 0, way(Some(Arc::clone(&owner)), None)).unwrap();
+    let remote = Client::new(&b, 0, way(None, Some(channel))).unwrap();
+    Cluster { local, remote, owner, arena, _server: server }
+}
+
+/// A tree with files of many sizes, made into an image.
+fn image(files: &BTreeMap<String, Vec<u8>>, options: &[&str]) -> Vec<u8> {
+    let dir = tempfile::tempdir().unwrap();
+    let tree = dir.path().join("tree");
+    for (name, bytes) in files {
+        let path = tree.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, bytes).unwrap();
+    }
+    std::os::unix::fs::symlink("dir 1/file 8", tree.join("link")).unwrap();
+    std::os::unix::fs::symlink("x".repeat(200), tree.join("long link")).unwrap();
+    let path = dir.path().join("image");
+    let status = Command::new("mke2fs")
+        .args(["-q", "-t", "ext4", "-d"])
+        .arg(&tree)
+        .args(options)
+        .arg(&path)
+        .arg("64M")
+        .status()
+        .expect("mke2fs (package e2fsprogs) is needed");
+    assert!(status.success());
+    read(&path)
+}
+
+fn read(path: &Path) -> Vec<u8> {
+    std::fs::read(path).unwrap()
+}
+
+fn tree() -> BTreeMap<String, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    for index in 0..60usize {
+        let len = index * index * 37;
+        let bytes = (0..len).map(|at| (at * 7 + index) as u8).collect();
+        files.insert(format!("dir {}/file {index}", index % 7), bytes);
+    }
+    files.insert(
+        "a name of more than forty bytes, to be found among the long ones".into(),
+        b"!".into(),
+    );
+    let mut sparse = vec![0; 300_000];
+    sparse[150_000..150_010].copy_from_slice(b"0123456789");
+    // mke2fs 1.47.0 cuts a hole at the end off where it knows inline data.
+    sparse[299_999] = 1;
+    files.insert("sparse".into(), sparse);
+    files
+}
+
+fn check(client: &Arc<Client>, files: &BTreeMap<String, Vec<u8>>) {
+    for (name, bytes) in files {
+        let file = client.open(name.as_bytes()).unwrap();
+        let mut buf = vec![0xee; bytes.len() + 10];
+        assert_eq!(file.read(0, &mut buf).unwrap(), bytes.len(), "{name}");
+        assert!(buf[..bytes.len()] == bytes[..], "{name}: contents differ");
+        let attr = client.stat(file.ino()).unwrap();
+        assert_eq!((attr.size, attr.kind), (bytes.len() as u64, Kind::Regular), "{name}");
+        let middle = bytes.len() / 2;
+        if let Some(page) = file.read_ref((middle / 4096) as u64).unwrap() {
+            let mut byte = [0];
+            page.copy_to(middle % 4096, &mut byte);
+            assert_eq!(byte[0], bytes[middle]);
+        } else {
+            assert!(bytes.is_empty());
+        }
+        assert!(file.read_ref(bytes.len().div_ceil(4096) as u64).unwrap().is_none());
+    }
+}
+
+#[test]
+fn both_read_what_was_put_in() {
+    let files = tree();
+    let cluster = cluster(image(&files, &[]), 2048, 2000);
+    for client in [&cluster.remote, &cluster.local, &cluster.remote] {
+        check(client, &files);
+        assert_eq!(
+            client.readlink(client.lookup(Ino::ROOT, b"link").unwrap().attr.ino).unwrap(),
+            b"dir 1/file 8"
+        );
+        assert_eq!(client.resolve(b"/link").unwrap(), client.resolve(b"dir 1/file 8").unwrap());
+        let long = client.lookup(Ino::ROOT, b"long link").unwrap().attr.ino;
+        assert_eq!(client.readlink(long).unwrap(), vec![b'x'; 200]);
+        for missing in ["nothing", "dir 1/nothing", "link/x"] {
+            assert!(client.resolve(missing.as_bytes()).is_err(), "{missing}");
+        }
+        let mut names = Vec::new();
+        let mut position = 0;
+        loop {
+            let (entries, end) = client.readdir(Ino::ROOT, position).unwrap();
+            position = entries.last().map_or(position, |entry| entry.next);
+            names.extend(entries.into_iter().map(|entry| entry.name));
+            if end {
+                break;
+            }
+        }
+        for name in ["dir 0", "dir 6", "link", "sparse", ".", ".."] {
+            assert!(names.iter().any(|found| found == name.as_bytes()), "{name}");
+        }
+        assert!(client.statfs().unwrap().free > 0);
+    }
+}
+
+#[test]
+fn cached_pages_are_read_by_reference_and_holes_cost_nothing() {
+    let files = tree();
+    let cluster = cluster(image(&files, &[]), 2048, 2000);
+    check(&cluster.remote, &files);
+    let pages: usize = files.values().map(|bytes| bytes.len().div_ceil(4096)).sum();
+    let (used, _) = cluster.owner.usage();
+    let sparse = 300_000usize.div_ceil(4096);
+    assert!(used <= pages - sparse + 3, "{used} frames for {pages} pages, {sparse} of them sparse");
+    let file = cluster.remote.open(b"dir 3/file 59").unwrap();
+    let again = cluster.local.open(b"dir 3/file 59").unwrap();
+    let (Some(Page::Shared(a)), Some(Page::Shared(b))) =
+        (file.read_ref(3).unwrap(), again.read_ref(3).unwrap())
+    else {
+        panic!("not by reference");
+    };
+    assert_eq!(a.page_ref(), b.page_ref(), "one frame for both");
+}
+
+/// A cache far smaller than the files: everything is still right, pinned pages stay, and the
+/// budget holds.
+#[test]
+fn a_small_cache_evicts_but_never_what_is_pinned() {
+    let files = tree();
+    let cluster = cluster(image(&files, &[]), 256, 64);
+    let file = cluster.remote.open(b"dir 3/file 59").unwrap();
+    let held = file.read_ref(1).unwrap().unwrap();
+    let before: Vec<_> = (0..512).map(|at| held.word(at * 8).unwrap()).collect();
+    std::thread::scope(|scope| {
+        for client in [&cluster.remote, &cluster.local, &cluster.remote] {
+            scope.spawn(|| {
+                for _ in 0..3 {
+                    check(client, &files);
+                }
+            });
+        }
+    });
+    let after: Vec<_> = (0..512).map(|at| held.word(at * 8).unwrap()).collect();
+    assert!(held.shared().is_some() && before == after);
+    let (used, budget) = cluster.owner.usage();
+    assert!(used <= budget + 16, "{used} of {budget}");
+    drop(held);
+    cluster.arena.tick();
+    let usage = cluster.arena.usage();
+    assert_eq!(usage.free + usage.limbo + used + 1, usage.total, "no frame is lost: {usage:?}");
+}
+
+#[test]
+fn small_blocks_and_inline_data_too() {
+    let files = tree();
+    for options in [&["-b", "1024"][..], &["-O", "inline_data", "-I", "256"], &["-O", "^extent"]] {
+        let cluster = cluster(image(&files, options), 2048, 2000);
+        check(&cluster.remote, &files);
+        check(&cluster.local, &files);
+    }
+}
+
+#[test]
+fn without_an_owner_what_is_cached_stays_readable() {
+    let files = tree();
+    let cluster = cluster(image(&files, &[]), 2048, 2000);
+    check(&cluster.remote, &files);
+    // The owner falls silent: nobody answers any more.
+    let Cluster { remote, owner, _server, .. } = cluster;
+    _server.stop();
+    drop(owner);
+    let file = remote.open(b"dir 3/file 59").unwrap();
+    let mut buf = vec![0; 1000];
+    assert_eq!(file.read(4096, &mut buf).unwrap(), 1000);
+    std::thread::sleep(Duration::from_millis(1));
+}
