@@ -134,8 +134,6 @@ fn tree() -> BTreeMap<String, Vec<u8>> {
     );
     let mut sparse = vec![0; 300_000];
     sparse[150_000..150_010].copy_from_slice(b"0123456789");
-    // mke2fs 1.47.0 cuts a hole at the end off where it knows inline data.
-    sparse[299_999] = 1;
     files.insert("sparse".into(), sparse);
     files
 }
@@ -242,7 +240,9 @@ fn a_small_cache_evicts_but_never_what_is_pinned() {
 
 #[test]
 fn small_blocks_and_inline_data_too() {
-    let files = tree();
+    let mut files = tree();
+    // mke2fs 1.47.0 cuts a hole at a file's end off where it knows inline data.
+    files.remove("sparse");
     for options in [&["-b", "1024"][..], &["-O", "inline_data", "-I", "256"], &["-O", "^extent"]] {
         let cluster = cluster(image(&files, options), 2048, 2000);
         check(&cluster.remote, &files);
