@@ -30,9 +30,9 @@ enum Task {
     #[command(after_help = "The last line is `N passed, N failed, N skipped`. Exit status: 0 all \
         passed, 1 something failed, 2 a package or tool is missing.")]
     Test(test::Options),
-    /// Measure: `oslet bench` in a release build; arguments are passed on.
+    /// Measure in a release build; arguments are passed on.
     Bench {
-        /// Arguments of `oslet bench`.
+        /// Arguments of the benchmarks.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
