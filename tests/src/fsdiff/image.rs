@@ -80,6 +80,17 @@ impl Image {
         Ok(())
     }
 
+    /// The first block of the inodes of group 0, as debugfs says.
+    pub fn inode_table(&self) -> Result<u64> {
+        let output = run(Command::new("debugfs").args(["-R", "imap <1>"]).arg(&self.path))?;
+        let words = String::from_utf8_lossy(&output.stdout).into_owned();
+        let block = words
+            .split("located at block ")
+            .nth(1)
+            .and_then(|rest| rest.split(',').next()?.trim().parse().ok());
+        block.with_context(|| format!("debugfs imap <1>: {words}"))
+    }
+
     /// Fails unless e2fsck finds nothing wrong.
     pub fn fsck(&self) -> Result<()> {
         run(Command::new("e2fsck").arg("-fn").arg(&self.path)).map(drop)

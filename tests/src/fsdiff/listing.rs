@@ -137,9 +137,19 @@ const HOLE_SAMPLE: u64 = 8192;
 impl Listing {
     /// Walks a view from its root.
     pub fn of<V: View>(view: &V) -> Result<Self> {
+        Self::walk(view, true)
+    }
+
+    /// Walks a view from its root and reads holes as the zeros that they stand for, so that views
+    /// with blocks of different sizes compare equal. No file may be large.
+    pub fn without_holes<V: View>(view: &V) -> Result<Self> {
+        Self::walk(view, false)
+    }
+
+    fn walk<V: View>(view: &V, holes: bool) -> Result<Self> {
         let mut listing = Self::default();
         let root = view.root()?;
-        let found = entry(view, &root).context("root")?;
+        let found = entry(view, &root, holes).context("root")?;
         listing.entries.insert(Vec::new(), found);
         let mut pending = vec![(Vec::new(), root)];
         while let Some((path, dir)) = pending.pop() {
@@ -150,7 +160,8 @@ impl Listing {
                 let shown = || String::from_utf8_lossy(&path).into_owned();
                 let node =
                     view.child(&dir, &name).with_context(|| format!("find {:?}", shown()))?;
-                let mut found = entry(view, &node).with_context(|| format!("{:?}", shown()))?;
+                let mut found =
+                    entry(view, &node, holes).with_context(|| format!("{:?}", shown()))?;
                 found.named = (ino, kind);
                 let is_dir = found.info.mode & S_IFMT == S_IFDIR;
                 if listing.entries.insert(path.clone(), found).is_some() {
@@ -264,14 +275,16 @@ fn field<T: PartialEq + Debug>(name: &str, a: &T, b: &T) -> String {
     format!("{name} {} / {}; ", short(a), short(b))
 }
 
-fn entry<V: View>(view: &V, node: &V::Node) -> Result<Entry> {
+fn entry<V: View>(view: &V, node: &V::Node, holes: bool) -> Result<Entry> {
     let info = view.info(node)?;
     let xattrs = view.xattrs(node).context("attributes")?;
     let mut entry = Entry { xattrs, ..Entry::default() };
     match info.mode & S_IFMT {
         S_IFLNK => entry.target = Some(view.readlink(node).context("target")?),
         S_IFREG => {
-            (entry.data, entry.hash) = contents(view, node, info.size).context("contents")?
+            let ranges = if holes { ranges(view, node, info.size)? } else { vec![(0, info.size)] };
+            entry.hash = contents(view, node, info.size, &ranges).context("contents")?;
+            entry.data = ranges;
         }
         _ => {}
     }
@@ -279,7 +292,8 @@ fn entry<V: View>(view: &V, node: &V::Node) -> Result<Entry> {
     Ok(entry)
 }
 
-fn contents<V: View>(view: &V, node: &V::Node, size: u64) -> Result<(Vec<(u64, u64)>, u64)> {
+/// The ranges of data between a file's holes.
+fn ranges<V: View>(view: &V, node: &V::Node, size: u64) -> Result<Vec<(u64, u64)>> {
     let mut ranges = Vec::new();
     let mut at = 0;
     while at < size {
@@ -289,9 +303,13 @@ fn contents<V: View>(view: &V, node: &V::Node, size: u64) -> Result<(Vec<(u64, u
         ranges.push((start, end));
         at = end;
     }
+    Ok(ranges)
+}
+
+fn contents<V: View>(view: &V, node: &V::Node, size: u64, ranges: &[(u64, u64)]) -> Result<u64> {
     let mut hasher = DefaultHasher::new();
     let mut last = 0;
-    for &(start, end) in ranges.iter().chain([&(size, size)]) {
+    for &(start, end) in ranges.iter().chain(&[(size, size)]) {
         // Of a hole both ends, of data everything.
         hash_range(view, node, last, start.min(last + HOLE_SAMPLE), &mut hasher)?;
         let tail = start.saturating_sub(HOLE_SAMPLE).max(last);
@@ -301,7 +319,7 @@ fn contents<V: View>(view: &V, node: &V::Node, size: u64) -> Result<(Vec<(u64, u
     }
     // Nothing lies beyond the end.
     anyhow::ensure!(view.read(node, size, &mut [0; 16])? == 0, "bytes beyond the end");
-    Ok((ranges, hasher.finish()))
+    Ok(hasher.finish())
 }
 
 fn hash_range<V: View>(
