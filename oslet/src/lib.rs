@@ -20,6 +20,8 @@ pub mod control_socket;
 pub mod error;
 pub mod hazard;
 pub mod id;
+#[cfg(not(loom))]
+pub mod launcher;
 pub mod limits;
 pub mod member;
 #[cfg(not(loom))]
@@ -34,6 +36,8 @@ pub mod region;
 pub mod ring;
 #[cfg(not(loom))]
 pub mod rpc;
+#[cfg(not(loom))]
+pub mod runtime;
 #[cfg(not(loom))]
 pub mod state;
 pub mod sync;

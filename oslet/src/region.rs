@@ -40,6 +40,8 @@ struct Mapped {
     pins: Rw<AtomicU16>,
     /// Set before the memory is given back. Readers look at it behind their pin.
     forgotten: AtomicBool,
+    /// Set when the participant has ended: what it pinned is pinned no more.
+    ended: AtomicBool,
 }
 
 /// The shared memory of a cluster, as this process has it mapped.
@@ -99,7 +101,12 @@ impl Region {
             self.forget_record(who, old)?;
         }
         let pins = self.own.publish_pins(&segment)?;
-        let record = Box::new(Mapped { segment, pins, forgotten: AtomicBool::new(false) });
+        let record = Box::new(Mapped {
+            segment,
+            pins,
+            forgotten: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+        });
         let record = NonNull::from(Box::leak(record));
         records.push(record);
         // SYNC POINT: segment mapped
@@ -119,6 +126,15 @@ impl Region {
                 self.forget_record(who, record).map(|()| true)
             }
             _ => Ok(true),
+        }
+    }
+
+    /// Ends the pins of a participant that is fenced or has left. Its segment stays, to be read.
+    pub fn end_pins(&self, who: ParticipantId, epoch: Epoch) {
+        if let Some(record) = self.mapped(who)
+            && record.segment.epoch() == epoch
+        {
+            record.ended.store(true, Ordering::Release);
         }
     }
 
@@ -202,6 +218,9 @@ impl Region {
         for index in 0..limits::MAX_PARTICIPANTS {
             let Some(who) = ParticipantId::from_index(index) else { continue };
             let Some(record) = self.mapped(who) else { continue };
+            if record.ended.load(Ordering::Acquire) {
+                continue;
+            }
             match record.segment.pins_on(me, epoch, frames) {
                 Ok(Some(pins)) => found.push((who, pins)),
                 Ok(None) => {}

@@ -507,6 +507,11 @@ impl PeerSegment {
         false
     }
 
+    /// The process that says it made this segment.
+    pub fn pid(&self) -> u32 {
+        self.words.load(at::PID / 8, Ordering::Relaxed) as u32
+    }
+
     /// The heartbeat counter.
     pub fn heartbeat(&self) -> u64 {
         self.words.load(at::HEARTBEAT / 8, Ordering::Relaxed)

@@ -1,0 +1,119 @@
+//! Stopping a cluster from outside, with or without its launcher.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::leftovers;
+use crate::control_socket::Connection;
+use crate::member::record::Record;
+use crate::procfs::ProcessId;
+use crate::wire::Message;
+use crate::{Error, Result};
+
+/// The file that names the launcher.
+pub(super) const LAUNCHER: &str = "launcher.json";
+
+/// How long runtimes may take to leave before they are killed.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// What there was to stop.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stopped {
+    /// Nothing ran; nothing was left either.
+    Nothing,
+    /// Nothing ran; what a killed cluster had left is gone now.
+    Leftovers,
+    /// The cluster ran and has stopped.
+    Cluster,
+}
+
+/// Stops the cluster of that name whose runtime files are there. Nothing of it remains.
+///
+/// # Errors
+/// When something does not end.
+pub fn stop(directory: &Path, cluster: &str) -> Result<Stopped> {
+    if !directory.exists() {
+        return Ok(Stopped::Nothing);
+    }
+    let lock = super::try_lock(directory)?;
+    let running = lock.is_none();
+    if running {
+        drop(lock);
+        if let Some(launcher) = launcher(directory)? {
+            ask_launcher(directory, launcher)?;
+        } else {
+            ask_runtimes(directory)?;
+        }
+        if !directory.exists() {
+            return Ok(Stopped::Cluster);
+        }
+    }
+    // Runtimes that did not end are killed here; then the lock comes free.
+    let had = !leftovers::oslets(directory)?.is_empty();
+    leftovers::remove(directory, cluster)?;
+    leftovers::remove_directory(directory)?;
+    Ok(match (running, had) {
+        (true, _) => Stopped::Cluster,
+        (false, true) => Stopped::Leftovers,
+        (false, false) => Stopped::Nothing,
+    })
+}
+
+/// The launcher, if it lives.
+fn launcher(directory: &Path) -> Result<Option<ProcessId>> {
+    let path = directory.join(LAUNCHER);
+    let Ok(text) = fs::read(&path) else { return Ok(None) };
+    let Ok(id) = serde_json::from_slice::<ProcessId>(&text) else { return Ok(None) };
+    let process = id.open().map_err(Error::io(format!("launcher {}", id.pid)))?;
+    Ok(process.filter(|process| !process.is_dead()).map(|_| id))
+}
+
+/// For a message: which process runs the cluster.
+pub(super) fn running(directory: &Path) -> String {
+    match launcher(directory) {
+        Ok(Some(id)) => format!(" (launched by process {})", id.pid),
+        _ => String::new(),
+    }
+}
+
+fn ask_launcher(directory: &Path, id: ProcessId) -> Result<()> {
+    let what = || format!("{}: launcher {}", directory.display(), id.pid);
+    let Some(process) = id.open().map_err(Error::io(what()))? else { return Ok(()) };
+    match process.send(libc::SIGTERM) {
+        Err(error) if error.raw_os_error() != Some(libc::ESRCH) => {
+            return Err(Error::io(what())(error));
+        }
+        _ => {}
+    }
+    // It kills what does not leave in time, and then cleans up.
+    let limit = LIMIT + LIMIT;
+    match process.wait(limit) {
+        true => Ok(()),
+        false => Err(Error::Timeout { what: what(), ms: limit.as_millis() as u64 }),
+    }
+}
+
+fn ask_runtimes(directory: &Path) -> Result<()> {
+    let mut processes = Vec::new();
+    for oslet in leftovers::oslets(directory)? {
+        let path = directory.join(&oslet);
+        if let Some(record) = Record::read(&path)? {
+            let process = record.process.open().map_err(Error::io(format!("OSlet {oslet}")))?;
+            processes.extend(process);
+        }
+        match Connection::connect(&path) {
+            Ok(mut connection) => {
+                // One that does not listen any more is waited for, and killed, all the same.
+                let _ = connection.send(&Message::Stop { cluster: true }, Vec::new());
+            }
+            Err(Error::Gone(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let end = Instant::now() + LIMIT;
+    for process in processes {
+        process.wait(end.saturating_duration_since(Instant::now()));
+    }
+    Ok(())
+}
