@@ -32,7 +32,7 @@ pub fn remove(directory: &Path, cluster: &str) -> Result<()> {
             kit.fence(LIMIT)?;
         }
     }
-    for (_, group) in cgroup::leftovers(&Hierarchies::find()?, cluster)? {
+    for (_, group) in cgroup::leftovers(&Hierarchies::detect()?, cluster)? {
         group.kill(LIMIT)?;
         group.remove(LIMIT)?;
     }

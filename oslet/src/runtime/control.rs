@@ -267,7 +267,7 @@ impl Control {
         match (role, received.message) {
             (Role::Peer(oslet, epoch), message) => {
                 let received = Received { message, descriptors: received.descriptors };
-                if let Err(error) = self.from_peer(token, oslet, epoch, received) {
+                if let Err(error) = self.hear_peer(token, oslet, epoch, received) {
                     self.cut(token, &error);
                 }
             }

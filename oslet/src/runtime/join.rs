@@ -38,12 +38,18 @@ impl Runtime {
         let listener = Listener::bind(&directory)?;
         let process = ProcessId::own().map_err(Error::io("own process"))?;
         let epoch = take_place(&control, me, &spec, &directory)?;
-        let started = start(spec, control, me, epoch, process, listener);
+        // For the way back, should memory be short.
+        let again = control.file().try_clone().map_err(Error::io("control page: dup"))?;
+        let again = ControlPage::open(again)?;
+        let started = make_shared(spec, control, me, epoch, process).and_then(|shared| {
+            let threads = start_threads(&shared, listener)?;
+            Ok((shared, threads))
+        });
         let (shared, threads) = match started {
             Ok(started) => started,
-            Err((error, control)) => {
+            Err(error) => {
                 // The first error is the one to report; who is fenced meanwhile is so anyway.
-                let _ = control.map(|control| word::leave(&control, me, epoch));
+                let _ = word::leave(&again, me, epoch);
                 let _ = remove_files(&directory);
                 return Err(error);
             }
@@ -157,28 +163,6 @@ fn take_place(control: &ControlPage, me: OsletId, spec: &Spec, directory: &Path)
         }
         std::thread::sleep(Duration::from_millis(2));
     }
-}
-
-type Started = (Arc<Shared>, Vec<JoinHandle<()>>);
-type StartError = (Error, Option<ControlPage>);
-
-fn start(
-    spec: Spec,
-    control: ControlPage,
-    me: OsletId,
-    epoch: Epoch,
-    process: ProcessId,
-    listener: Listener,
-) -> std::result::Result<Started, StartError> {
-    // For the way back, should memory be short.
-    let again = control.file().try_clone().map_err(Error::io("control page: dup"));
-    let again = again.and_then(ControlPage::open).map_err(|error| (error, None))?;
-    let made = make_shared(spec, control, me, epoch, process);
-    let result = made.and_then(|shared| {
-        let threads = start_threads(&shared, listener)?;
-        Ok((shared, threads))
-    });
-    result.map_err(|error| (error, Some(again)))
 }
 
 fn make_shared(

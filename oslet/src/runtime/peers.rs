@@ -224,7 +224,7 @@ impl Control {
         }
     }
 
-    pub(super) fn from_peer(
+    pub(super) fn hear_peer(
         &mut self,
         token: u64,
         oslet: OsletId,
