@@ -140,7 +140,19 @@ impl Drop for LoopMount {
 fn detach(dir: &Path, device: &str) -> Result<()> {
     let unmounted = run("umount", &[arg(dir)]);
     run("losetup", &["-d", device])?;
-    unmounted.map(drop)
+    unmounted?;
+    // A mount namespace made meanwhile (by a test beside this one) has a copy of the mount, and the
+    // filesystem lives on until that is gone, and with it the device.
+    let name = device.trim_start_matches("/dev/");
+    let backing = PathBuf::from(format!("/sys/block/{name}/loop/backing_file"));
+    let deadline = Instant::now() + Duration::from_secs(60);
+    // Another user may have taken the device since: it then has another file.
+    let mine = |shown: &str| dir.parent().is_some_and(|parent| shown.starts_with(arg(parent)));
+    while std::fs::read_to_string(&backing).is_ok_and(|shown| mine(&shown)) {
+        ensure!(Instant::now() < deadline, "{device} is still in use 60 s after its umount");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
 }
 
 /// One object of a tree, with everything that a copy of the image must have too.
