@@ -54,6 +54,8 @@ pub use value::{check_host_name, check_name, parse_size, show_size};
 
 /// The most bytes of a configuration file.
 const MAX_TEXT: u64 = 1 << 20;
+/// The name of a cluster that is given none.
+pub const DEFAULT_NAME: &str = "main";
 /// OSlets of a cluster for which nobody says how many.
 pub const DEFAULT_OSLETS: usize = 2;
 /// The image that is used, and made if need be, when nobody names one.

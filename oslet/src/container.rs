@@ -22,6 +22,7 @@ use rustix::process::{WaitId, WaitIdOptions, waitid};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::{self, Group};
+pub use crate::config::Tmp;
 use crate::procfs::ProcessId;
 use crate::sys::pidfd::PidFd;
 use crate::topology::{CpuSet, NodeSet};
@@ -59,19 +60,6 @@ pub struct Spec {
     /// The directory below /global that is /gtmp, if it is there; else /gtmp is empty and
     /// read-only.
     pub gtmp: PathBuf,
-}
-
-/// What /tmp is inside an OSlet.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Tmp {
-    /// The host's.
-    #[default]
-    Host,
-    /// /gtmp: the cluster's.
-    Global,
-    /// /ltmp: the OSlet's own.
-    Local,
 }
 
 /// A device node in /dev.

@@ -65,6 +65,9 @@ pub struct Stat {
     pub name: String,
     /// R, S, D, Z, T and so on.
     pub state: char,
+    /// Whether it is on its way out: it may stay so for long, until whoever is to has reaped its
+    /// children.
+    pub exiting: bool,
     /// The parent's number; 0 when it is in another PID namespace or there is none.
     pub parent: u32,
     /// User and system time, in clock ticks.
@@ -95,7 +98,9 @@ impl Stat {
         // What follows the name begins with field 3.
         let fields: Vec<&str> = tail.split_ascii_whitespace().collect();
         let number = |field: usize| -> Option<u64> { fields.get(field - 3)?.parse().ok() };
+        const PF_EXITING: u64 = 4;
         Some(Self {
+            exiting: number(9)? & PF_EXITING != 0,
             name: name.to_owned(),
             state: fields.first()?.chars().next()?,
             parent: u32::try_from(number(4)?).ok()?,
@@ -218,6 +223,10 @@ mod tests {
                     0 0 0 0 0 0 0 0 0 0 0 0 0 17 3 0 0 0 0 0";
         let stat = Stat::parse(&format!("12 (a) b (c) {tail}")).unwrap();
         assert_eq!((stat.name.as_str(), stat.state, stat.parent), ("a) b (c", 'S', 7));
+        assert!(!stat.exiting);
+        assert!(
+            Stat::parse(&format!("12 (a) {}", tail.replace("4194560", "4194564"))).unwrap().exiting
+        );
         assert_eq!((stat.ticks, stat.start_time, stat.cpu), (15, 777, 3));
         assert_eq!(Stat::parse("12 (a S 7"), None);
         assert_eq!(Stat::parse("12 (a) S 7 1"), None);

@@ -5,6 +5,7 @@ use std::env;
 use std::path::{Path, PathBuf};
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
+use oslet::config;
 
 use crate::cmd;
 
@@ -12,6 +13,8 @@ const EXAMPLES: &str = "\
 Examples:
   oslet up --dry-run                  show how this machine would be divided
   oslet up --dry-run --oslets 4       among four OSlets
+  oslet run o0 hostname               run a command inside an OSlet
+  oslet shell o1                      a shell there
   oslet completions bash              print a completion script
 
 Exit status: 0 success, 1 a negative answer, 2 an error.";
@@ -55,11 +58,20 @@ impl Global {
         };
         base.join(cluster)
     }
+
+    /// The directory of the cluster that a command without a configuration means.
+    pub(crate) fn running(&self) -> PathBuf {
+        self.directory(self.cluster.as_deref().unwrap_or(config::DEFAULT_NAME))
+    }
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Up(cmd::up::UpArgs),
+    Run(cmd::run::RunArgs),
+    Shell(cmd::shell::ShellArgs),
+    Ps(cmd::ps::PsArgs),
+    Kill(cmd::kill::KillArgs),
     Completions(cmd::completions::CompletionsArgs),
 }
 

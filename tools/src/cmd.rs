@@ -1,4 +1,8 @@
 //! The commands, a module each: `<Name>Args` and `run`.
 
 pub(crate) mod completions;
+pub(crate) mod kill;
+pub(crate) mod ps;
+pub(crate) mod run;
+pub(crate) mod shell;
 pub(crate) mod up;

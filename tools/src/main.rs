@@ -4,10 +4,12 @@
 mod args;
 mod cmd;
 mod output;
+mod user;
 
 use std::process::ExitCode;
 
 use clap::Parser;
+use oslet::container;
 
 use args::{Args, Command};
 
@@ -15,9 +17,16 @@ use args::{Args, Command};
 const FAILED: u8 = 2;
 
 fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|word| word == container::INIT_COMMAND) {
+        return container::init::main();
+    }
     let Args { global, command } = Args::parse();
     let result = match command {
         Command::Up(args) => cmd::up::run(args, &global),
+        Command::Run(args) => cmd::run::run(args, &global),
+        Command::Shell(args) => cmd::shell::run(args, &global),
+        Command::Ps(args) => cmd::ps::run(args, &global),
+        Command::Kill(args) => cmd::kill::run(args, &global),
         Command::Completions(args) => cmd::completions::run(args, &global),
     };
     match result {

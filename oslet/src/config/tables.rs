@@ -6,8 +6,9 @@ use toml::de::DeTable;
 
 use super::reader::{Lines, Section};
 use super::{
-    At, Config, DEFAULT_IMAGE, DEFAULT_MOUNT, DEFAULT_OSLETS, DeviceConfig, Kind, OsletConfig,
-    Overrides, Problems, RegionConfig, Source, Tmp, VolumeConfig, check_host_name, check_name,
+    At, Config, DEFAULT_IMAGE, DEFAULT_MOUNT, DEFAULT_NAME, DEFAULT_OSLETS, DeviceConfig, Kind,
+    OsletConfig, Overrides, Problems, RegionConfig, Source, Tmp, VolumeConfig, check_host_name,
+    check_name,
 };
 use crate::limits;
 use crate::region::Backing;
@@ -70,7 +71,7 @@ fn cluster_name(
     let written = top.string("name", problems);
     let name = match &overrides.name {
         Some(name) => At::default(name.clone()),
-        None => written.unwrap_or_else(|| At::default("main".into())),
+        None => written.unwrap_or_else(|| At::default(DEFAULT_NAME.into())),
     };
     if let Err(what) = check_host_name(&name.value) {
         top.problem(

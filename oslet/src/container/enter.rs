@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use crate::procfs::Stat;
 use crate::state::State;
 use crate::sys::enter::{self, Entry, Step};
 pub use crate::sys::enter::{Entered, User};
@@ -42,6 +43,9 @@ pub struct Command {
     pub mask: SignalSet,
     /// Whether it is killed when the calling thread ends.
     pub die_with_caller: bool,
+    /// If given, it leads a process group of its own, in the foreground of this terminal. A shell
+    /// with job control wants that: the group of a process outside has no number inside.
+    pub terminal: Option<OwnedFd>,
 }
 
 /// A working directory.
@@ -78,7 +82,7 @@ impl Target {
     pub fn open(state: State) -> Result<Self> {
         let name = format!("OSlet {}", state.oslet);
         let init = state.init.open().map_err(Error::io(format!("{name}: init")))?;
-        let Some(init) = init.filter(|init| !init.is_dead()) else {
+        let Some(init) = init.filter(|init| !dying(init, state.init.pid)) else {
             return Err(Error::Gone(match std::env::var("OSLET") {
                 Ok(here) => format!("{name} (seen from inside OSlet {here}: ask the host)"),
                 Err(_) => name,
@@ -96,13 +100,27 @@ impl Target {
         &self.state
     }
 
+    /// Whether the OSlet has died, or is dying: its init has ended or is waiting for what was
+    /// killed with it to be reaped.
+    pub fn is_dying(&self) -> bool {
+        dying(&self.init, self.state.init.pid)
+    }
+
+    /// Whether that process, by its number out here, is in the OSlet's PID namespace.
+    pub fn holds(&self, pid: i32) -> bool {
+        let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+        let theirs = namespace(&self.state.init.pid.to_string());
+        theirs.is_some() && namespace(&pid.to_string()) == theirs
+    }
+
     /// Its init.
     pub fn init(&self) -> &PidFd {
         &self.init
     }
 
     /// Starts a program there, with this process's standard input, output and error. It is a child
-    /// of this process, in its session and process group, but not of its namespaces.
+    /// of this process, in its session and (unless it leads its own) its process group, but not in
+    /// its namespaces.
     ///
     /// # Errors
     /// See [`StartError`]; nothing is left running then.
@@ -126,6 +144,7 @@ impl Target {
             environment: &strings.environment,
             mask: command.mask,
             die_with_caller: command.die_with_caller,
+            terminal: command.terminal.as_ref().map(AsFd::as_fd),
         };
         let mut entered = enter::start(&entry).map_err(|e| self.explain(command, e))?;
         for (index, _) in &mut entered.not_joined {
@@ -167,7 +186,7 @@ impl Target {
     fn explain(&self, command: &Command, (step, error): (Step, io::Error)) -> StartError {
         let name = &self.state.oslet;
         let program = command.program.display().to_string();
-        if self.init.is_dead() {
+        if self.is_dying() {
             return Error::Gone(format!("OSlet {name}")).into();
         }
         let what = match step {
@@ -190,6 +209,11 @@ impl Target {
         };
         Error::io(format!("OSlet {name}: {what}"))(error).into()
     }
+}
+
+/// The number is the process's as long as that is not reaped, which the last look is for.
+fn dying(init: &PidFd, pid: u32) -> bool {
+    init.is_dead() || Stat::read(pid).is_ok_and(|stat| stat.exiting) || init.is_dead()
 }
 
 /// The command as the kernel takes it.

@@ -46,6 +46,8 @@ pub struct Entry<'a> {
     pub mask: SignalSet,
     /// Whether the program is killed when the calling thread ends.
     pub die_with_caller: bool,
+    /// If given, the program leads a process group of its own, in the foreground of this terminal.
+    pub terminal: Option<BorrowedFd<'a>>,
 }
 
 /// A user to become.
@@ -270,6 +272,9 @@ fn second(ready: &Ready<'_>) -> ! {
     if let Some(user) = entry.user {
         ready.check(Step::User, become_user(user));
     }
+    if let Some(terminal) = entry.terminal {
+        lead_group(terminal);
+    }
     if entry.die_with_caller {
         die_with_caller(ready.writer.as_fd());
     }
@@ -324,6 +329,19 @@ fn become_user(user: &User) -> io::Result<()> {
     rustix::thread::set_thread_res_gid(gid, gid, gid)?;
     rustix::thread::set_thread_res_uid(uid, uid, uid)?;
     Ok(())
+}
+
+/// As a shell does for its jobs. That there is no terminal any more is for the program to find out.
+fn lead_group(terminal: BorrowedFd<'_>) {
+    let stop = SignalSet::of(&[libc::SIGTTOU]);
+    // SAFETY: the set is initialised and only read. Unblocked, the signal would stop us below.
+    unsafe { libc::sigprocmask(libc::SIG_BLOCK, stop.as_ptr(), ptr::null_mut()) };
+    // SAFETY: no memory is passed.
+    unsafe { libc::setpgid(0, 0) };
+    // SAFETY: getpgrp takes nothing and cannot fail.
+    let group = unsafe { libc::getpgrp() };
+    // SAFETY: the descriptor is open and no memory is passed.
+    unsafe { libc::tcsetpgrp(terminal.as_raw_fd(), group) };
 }
 
 /// Asks to be killed when the caller ends. It may have ended already; then the pipe, whose reading

@@ -150,6 +150,17 @@ pub fn raise(signal: i32) -> io::Result<()> {
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Gives a signal its default action, whatever this process inherited: with SIGCHLD ignored, for
+/// one, nobody could wait for a child.
+///
+/// # Errors
+/// `EINVAL` for a number that is no signal's, or one whose action cannot be changed.
+pub fn default_action(signal: i32) -> io::Result<()> {
+    // SAFETY: the default action runs no code of ours.
+    let before = unsafe { libc::signal(signal, libc::SIG_DFL) };
+    if before == libc::SIG_ERR { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// A signal as it was received.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Received {

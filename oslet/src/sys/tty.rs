@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use super::process::{self, SignalSet};
 
@@ -25,6 +25,16 @@ impl Terminal {
         Some(Self { file, modes })
     }
 
+    /// The terminal's descriptor, for a program that is to have a group of its own there; `None`
+    /// when the terminal may be in use by others of our group too: when it is not ours alone (as
+    /// that of a script is not), or a standard stream leads elsewhere (as in a pipeline).
+    pub fn to_lead(&self) -> Option<OwnedFd> {
+        use rustix::stdio::{stderr, stdin, stdout};
+        let alone = own_group() == rustix::process::getpid().as_raw_nonzero().get();
+        let streams = [stdin(), stdout(), stderr()].into_iter().all(rustix::termios::isatty);
+        if alone && streams { self.file.try_clone().ok().map(Into::into) } else { None }
+    }
+
     /// The group in the foreground, when it is not ours.
     pub fn other_foreground(&self) -> Option<i32> {
         foreground(&self.file).ok().filter(|&group| group != own_group())
@@ -35,10 +45,18 @@ impl Terminal {
         if foreground(&self.file)? == own_group() { self.put(group) } else { Ok(()) }
     }
 
-    /// Puts our own group back in the foreground; with `modes`, also restores the modes as they
-    /// were at first.
-    pub fn take_back(&self, modes: bool) -> io::Result<()> {
-        if foreground(&self.file)? != own_group() {
+    /// Puts our own group back in the foreground if no process is left in the group there, or it is
+    /// `lent`: a job that is in the background by now must not take the terminal from whoever has
+    /// it. If ours is there then, and `modes`, also restores the modes as they were at first.
+    pub fn take_back(&self, lent: Option<i32>, modes: bool) -> io::Result<()> {
+        let group = foreground(&self.file)?;
+        if group != own_group() {
+            let deserted = rustix::process::Pid::from_raw(group).is_some_and(|group| {
+                rustix::process::test_kill_process_group(group) == Err(rustix::io::Errno::SRCH)
+            });
+            if !deserted && lent != Some(group) {
+                return Ok(());
+            }
             self.put(own_group())?;
         }
         if modes {

@@ -207,6 +207,7 @@ fn command(words: &[&str]) -> enter::Command {
         user: None,
         mask: SignalSet::empty(),
         die_with_caller: true,
+        terminal: None,
     }
 }
 
