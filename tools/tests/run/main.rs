@@ -279,24 +279,6 @@ fn a_terminal_is_as_for_a_direct_child() {
     pty.say("again");
     pty.expect("line=again.");
     pty.prompt();
-    // From the background to the foreground.
-    pty.say(&format!("{oslet} run o0 sh -c 'echo r''eady; sleep 100; exit 7'"));
-    pty.expect("ready");
-    // A shell whose vfork is stopped half-way does not stop itself.
-    sleep(Duration::from_millis(200));
-    pty.key(26);
-    pty.prompt();
-    pty.say("bg");
-    pty.expect("exit 7' &\r\n");
-    pty.prompt();
-    pty.say("fg");
-    pty.expect("exit 7'\r\n");
-    sleep(Duration::from_millis(100));
-    pty.key(3);
-    pty.prompt();
-    pty.say("echo status=$?.");
-    pty.expect("status=130.");
-    pty.prompt();
     // In a pipeline all are one group.
     pty.say(&format!(
         "{oslet} run o0 sh -c 'echo r''eady; read line; echo l''ine=$line.; exit 3' | cat"
