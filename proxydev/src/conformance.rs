@@ -29,6 +29,8 @@ pub struct Subject {
     pub arena: Arc<Arena>,
     /// Every arena that the device takes frames from: none may be missing at the end.
     pub homes: Vec<Arc<Arena>>,
+    /// What makes frames come home that the device still keeps for others.
+    pub settle: Box<dyn Fn()>,
 }
 
 /// Runs every check.
@@ -49,6 +51,7 @@ pub fn run(subject: &Subject, seed: u64) {
     for (home, before) in subject.homes.iter().zip(free) {
         let start = Instant::now();
         while home.usage().free < before && start.elapsed() < Duration::from_secs(5) {
+            (subject.settle)();
             home.tick();
             std::thread::sleep(Duration::from_millis(1));
         }

@@ -30,6 +30,15 @@ pub trait BlockDevice: Send + Sync {
         }
     }
 
+    /// As [`Self::submit`], by a thread that calls [`Self::poll`] until the request has completed, or
+    /// says by [`Self::stop_polling`] that it does so no longer: nobody else need be woken for it.
+    fn submit_polled(&self, request: Request) {
+        self.submit(request);
+    }
+
+    /// From now on requests of [`Self::submit_polled`] are to complete by themselves.
+    fn stop_polling(&self) {}
+
     /// Completes on this thread what has ended, without waiting. Completions come without it too;
     /// a thread that has nothing better to do than wait gets them sooner. Not to be called from a
     /// completion.

@@ -11,6 +11,7 @@ pub mod data;
 pub mod device;
 pub mod error;
 pub mod limits;
+pub mod proxy;
 pub mod sync;
 
 pub use data::{Data, Slice};

@@ -18,7 +18,7 @@ const POLL: Duration = Duration::from_micros(50);
 pub fn execute(device: &dyn BlockDevice, operation: Operation) -> Result<Data> {
     let outcome = Arc::new(Outcome::default());
     let theirs = Arc::clone(&outcome);
-    device.submit(Request::new(operation, move |result| theirs.set(result)));
+    device.submit_polled(Request::new(operation, move |result| theirs.set(result)));
     let start = Instant::now();
     loop {
         if let Some(result) = outcome.value.lock().take() {
@@ -30,6 +30,7 @@ pub fn execute(device: &dyn BlockDevice, operation: Operation) -> Result<Data> {
         device.poll();
         std::thread::yield_now();
     }
+    device.stop_polling();
     // Every device completes every request, so this wait ends.
     let mut value = outcome.value.lock();
     loop {

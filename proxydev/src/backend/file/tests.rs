@@ -36,7 +36,7 @@ fn temporary(directory: impl AsRef<Path>, size: u64) -> NamedTempFile {
 
 fn subject(device: FileDevice, arena: &Arc<Arena>) -> Subject {
     let (arena, homes) = (Arc::clone(arena), vec![Arc::clone(arena)]);
-    Subject { device: Arc::new(device), arena, homes }
+    Subject { device: Arc::new(device), arena, homes, settle: Box::new(|| ()) }
 }
 
 #[test]

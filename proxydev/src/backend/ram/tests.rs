@@ -8,8 +8,8 @@ fn a_ram_disk_conforms() {
     let arena = arena(6144);
     for (size, seed) in [(4 << 20, 1), ((4 << 20) + 512, 77)] {
         let device: Arc<dyn BlockDevice> = Arc::new(RamDevice::new("ram", size, &arena).unwrap());
-        let subject =
-            Subject { device, arena: Arc::clone(&arena), homes: vec![Arc::clone(&arena)] };
+        let (homes, settle) = (vec![Arc::clone(&arena)], Box::new(|| ()));
+        let subject = Subject { device, arena: Arc::clone(&arena), homes, settle };
         conformance::run(&subject, seed);
     }
     while arena.tick() > 0 {}
