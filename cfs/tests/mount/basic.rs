@@ -10,10 +10,10 @@ use std::process::Command;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use cfs::mount::Invalidate;
-use cfs::mount::NodeId;
+use cfs::mount::{Config, Invalidate, NodeId};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, SeekFrom, StatxFlags, XattrFlags};
 use rustix::io::Errno;
+use rustix::thread::CpuSet;
 
 use crate::fixture::{Fixture, SOON, Via, over_each};
 use crate::memfs::{Content, MemFs, STATFS, pattern};
@@ -234,6 +234,26 @@ fn sixteen_read_at_once() {
 }
 
 #[test]
+fn callers_on_foreign_cpus_are_served_too() {
+    over_each(|via| {
+        let config = Config { cpus: vec![0], entries_per_queue: 1, ..Config::default() };
+        let fixture = Fixture::configured(via, MemFs::new(Duration::ZERO), |_| {}, config);
+        let all = rustix::thread::sched_getaffinity(None).unwrap();
+        for cpu in (0..CpuSet::MAX_CPU).filter(|cpu| all.is_set(*cpu)) {
+            let mut one = CpuSet::new();
+            one.set(cpu);
+            rustix::thread::sched_setaffinity(None, &one).unwrap();
+            for _ in 0..50 {
+                assert_eq!(std::fs::read(fixture.path("small")).unwrap(), b"hello\n", "CPU {cpu}");
+            }
+            assert_eq!(std::fs::read(fixture.path("large")).unwrap().len(), (8 << 20) + 123);
+        }
+        rustix::thread::sched_setaffinity(None, &all).unwrap();
+        fixture.end();
+    });
+}
+
+#[test]
 fn what_is_cached_stays_until_told_otherwise() {
     over_each(|via| {
         let fixture = Fixture::new(via, LONG);
@@ -310,4 +330,53 @@ fn what_was_used_once_costs_no_message_and_lookups_are_taken_back() {
         fixture.end();
         assert_eq!(fs.destroyed.load(Ordering::Relaxed), 1);
     });
+}
+
+#[test]
+fn the_kernel_checks_permissions_and_access_lists() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: only root reads as other users");
+        return;
+    }
+    over_each(|via| {
+        let mut fs = MemFs::new(LONG);
+        let bytes = || Content::Bytes(b"secret\n".to_vec());
+        fs.add(1, b"plain", 0o100_640, bytes());
+        let listed = fs.add(1, b"listed", 0o100_640, bytes());
+        fs.nodes
+            .get_mut()
+            .get_mut(&listed)
+            .unwrap()
+            .xattrs
+            .insert(b"system.posix_acl_access".to_vec(), access_list(65_533));
+        let fixture = Fixture::with(via, fs, |_| {});
+        // The temporary directory around the mount point belongs to root alone, so go in first.
+        let reads = |user: &str, name: &str| {
+            Command::new("setpriv")
+                .args(["--reuid", user, "--regid", user, "--clear-groups", "cat", name])
+                .current_dir(fixture.root())
+                .output()
+                .unwrap()
+                .stdout
+                == b"secret\n"
+        };
+        assert!(reads("65533", "listed"));
+        assert!(!reads("65532", "listed"));
+        assert!(!reads("65533", "plain"));
+        fixture.end();
+    });
+}
+
+/// `user:ID:r--` beside the usual, as `linux/posix_acl_xattr.h` has it.
+fn access_list(user: u32) -> Vec<u8> {
+    const NOBODY: u32 = u32::MAX;
+    let mut list = 2u32.to_le_bytes().to_vec();
+    for (tag, permissions, id) in
+        [(1u16, 6u16, NOBODY), (2, 4, user), (4, 0, NOBODY), (16, 4, NOBODY), (32, 0, NOBODY)]
+    {
+        list.extend(tag.to_le_bytes());
+        list.extend(permissions.to_le_bytes());
+        list.extend(id.to_le_bytes());
+    }
+    list
 }

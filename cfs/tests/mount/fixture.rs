@@ -49,6 +49,15 @@ impl Fixture {
     }
 
     pub(crate) fn with(via: Via, fs: MemFs, change: impl FnOnce(&mut MountOptions)) -> Self {
+        Self::configured(via, fs, change, Config::default())
+    }
+
+    pub(crate) fn configured(
+        via: Via,
+        fs: MemFs,
+        change: impl FnOnce(&mut MountOptions),
+        config: Config,
+    ) -> Self {
         let root = tempfile::tempdir().unwrap();
         let fs = Arc::new(fs);
         let mut options = MountOptions::new("memfs, with a comma");
@@ -59,7 +68,7 @@ impl Fixture {
         let (device, mounted) = open_and_mount(root.path(), &options)
             .unwrap_or_else(|error| panic!("these tests need the right to mount: {error}"));
         let mut fixture = Self { fs: fs.clone(), session: None, mounted, root };
-        fixture.session = Some(start(via, device, fs));
+        fixture.session = Some(start(via, device, fs, config));
         fixture
     }
 
@@ -92,9 +101,14 @@ impl Drop for Fixture {
     }
 }
 
-pub(crate) fn start(via: Via, device: std::os::fd::OwnedFd, fs: Arc<MemFs>) -> Session {
+pub(crate) fn start(
+    via: Via,
+    device: std::os::fd::OwnedFd,
+    fs: Arc<MemFs>,
+    config: Config,
+) -> Session {
     let choice = if via == Via::Device { Choice::Device } else { Choice::Auto };
-    let config = Config { choice, ..Config::default() };
+    let config = Config { choice, ..config };
     let session = Session::start(device, fs, config).unwrap();
     match via {
         Via::Device => assert!(matches!(session.transport(), Transport::Device(_))),

@@ -142,7 +142,7 @@ fn role_server() {
     let null = File::open("/dev/null").unwrap();
     rustix::stdio::dup2_stdin(&null).unwrap();
     let switch = via.switch();
-    let session = start(via, device, Arc::new(MemFs::new(Duration::ZERO)));
+    let session = start(via, device, Arc::new(MemFs::new(Duration::ZERO)), Config::default());
     drop(switch);
     session.wait(Duration::from_secs(120));
 }
@@ -298,4 +298,53 @@ fn what_is_not_mounted_is_refused() {
     let missing = std::path::Path::new("/no/such/directory");
     let error = mountpoint::open_and_mount(missing, &MountOptions::new("x")).unwrap_err();
     assert!(error.to_string().starts_with("/no/such/directory: "), "{error}");
+}
+
+/// Mounts as whoever runs it.
+#[test]
+fn role_user() {
+    let Some(via) = plays("user") else { return };
+    let fixture = Fixture::new(via, Duration::ZERO);
+    assert_ne!(fixture.mounted, Mounted::DIRECT);
+    assert_eq!(std::fs::read(fixture.path("small")).unwrap(), b"hello\n");
+    assert!(mountpoint::is_mounted(fixture.root()).unwrap());
+    let root = fixture.root().to_owned();
+    fixture.end();
+    assert!(!mountpoint::is_mounted(&root).unwrap());
+}
+
+#[test]
+fn an_ordinary_user_mounts_through_the_helper() {
+    let _one = one_at_a_time();
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: the other tests do it");
+        return;
+    }
+    let there = Command::new("fusermount3").arg("-V").stdout(Stdio::null()).status();
+    if !there.is_ok_and(|status| status.success()) {
+        eprintln!("skipped: there is no fusermount3 (package fuse3)");
+        return;
+    }
+    let base = tempfile::tempdir().unwrap();
+    let program = base.path().join("test");
+    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    for path in [base.path(), &program] {
+        rustix::fs::chmod(path, rustix::fs::Mode::from_raw_mode(0o777)).unwrap();
+    }
+    // The helper wants a user with a name: nobody. A /dev/fuse that everyone may open, where nobody else sees it.
+    let script = "mknod -m 666 \"$TMPDIR/fuse\" c 10 229
+        mount --bind \"$TMPDIR/fuse\" /dev/fuse
+        exec setpriv --reuid 65534 --regid 65534 --clear-groups \"$@\"";
+    let user = role("user", Via::Device);
+    let output = Command::new("unshare")
+        .args(["-m", "--propagation", "private", "sh", "-ec", script, "sh"])
+        .arg(&program)
+        .args(user.get_args())
+        .env("CFS_TEST_ROLE", "user")
+        .env("CFS_TEST_VIA", "Device")
+        .env("TMPDIR", base.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stdout));
 }

@@ -115,8 +115,10 @@ fn gather(head: &[u8], pieces: &[Piece<'_>]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use std::io::Read;
+    use std::sync::Arc;
 
     use super::*;
+    use crate::region::Mapping;
 
     fn written(pieces: &[Piece<'_>]) -> Vec<u8> {
         let (mut reader, writer) = io::pipe().unwrap();
@@ -143,5 +145,19 @@ mod tests {
         let bytes: Vec<u8> = (0..3000u32).map(|n| n as u8).collect();
         let pieces: Vec<_> = bytes.chunks(1).map(Piece::Bytes).collect();
         assert_eq!(written(&pieces)[4..], bytes);
+    }
+
+    #[test]
+    fn shared_memory_is_written_from_where_it_is() {
+        let mut file = tempfile::tempfile().unwrap();
+        io::Write::write_all(&mut file, &[[1; 4096], [2; 4096]].concat()).unwrap();
+        let map = Arc::new(Mapping::new(&file, 8192, false, "test").unwrap());
+        let bytes = map.slice(0, 8192).unwrap();
+        assert!(Piece::shared(&bytes, 4096, 4097).is_none());
+        let piece = Piece::shared(&bytes, 4095, 3).unwrap();
+        assert_eq!(written(&[piece, Piece::Bytes(b"x")])[4..], [1, 2, 2, b'x']);
+        let mut copy = [0; 3];
+        piece.copy_to(&mut copy);
+        assert_eq!(copy, [1, 2, 2]);
     }
 }
