@@ -1,10 +1,11 @@
 //! Claims an image for one user at a time.
 //!
-//! A claim is a lock (flock, exclusive for writers, shared for readers) on the very open file description
-//! that does the I/O: whoever gets the lock after its holder died knows that no write of that holder is
-//! still under way. Block devices are opened exclusively too, which keeps the kernel's own mounts
-//! out; a file that the kernel mounts through a loop device is found among the loop devices.
-//! What is mounted on another machine only multi-mount protection tells: see [`crate::mmp`].
+//! A claim is a lock (flock, exclusive for writers, shared for readers) on the very open file
+//! description that does the I/O: whoever gets the lock after its holder died knows that no write
+//! of that holder is still under way. Block devices are opened exclusively too, which keeps the
+//! kernel's own mounts out; a file that the kernel mounts through a loop device is found among the
+//! loop devices. What is mounted on another machine only multi-mount protection tells: see
+//! [`crate::mmp`].
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
@@ -24,8 +25,8 @@ mod user;
 
 /// An image that is ours until this is dropped, and that can be read, and written if so claimed.
 ///
-/// A duplicate of its descriptor shares the lock. It is closed on exec; who forks passes it on only on
-/// purpose.
+/// A duplicate of its descriptor shares the lock. It is closed on exec; who forks passes it on only
+/// on purpose.
 #[derive(Debug)]
 pub struct Claim {
     file: File,
@@ -34,8 +35,8 @@ pub struct Claim {
     writable: bool,
 }
 
-/// Claims the image or block device at `path`, which must hold an ext2, ext3 or ext4 filesystem that is
-/// all there. [`Error::Busy`] names who uses it.
+/// Claims the image or block device at `path`, which must hold an ext2, ext3 or ext4 filesystem
+/// that is all there. [`Error::Busy`] names who uses it.
 pub fn claim(path: &Path, writable: bool) -> Result<Claim> {
     let claim = lock(path, writable)?;
     if claim.size == 0 {

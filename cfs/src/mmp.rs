@@ -1,9 +1,9 @@
 //! Multi-mount protection: a block of the volume that whoever writes to it keeps changing.
 //!
 //! It is the only protection against another machine, and is kept as the kernel does
-//! (fs/ext4/mmp.c): read the sequence number, wait longer than its holder may take to change it, look
-//! again, put a number of one's own there, wait and look once more; then change it every few seconds, and
-//! leave "clean" at the end. Readers only look.
+//! (fs/ext4/mmp.c): read the sequence number, wait longer than its holder may take to change it,
+//! look again, put a number of one's own there, wait and look once more; then change it every few
+//! seconds, and leave "clean" at the end. Readers only look.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -58,8 +58,8 @@ pub struct Options {
     pub node: String,
     /// The volume's name on this machine, for others to read.
     pub device: String,
-    /// Whoever holds the volume is known to be gone: do not wait. For a successor in the same cluster,
-    /// which has waited for its predecessor's I/O by [`crate::guard`].
+    /// Whoever holds the volume is known to be gone: do not wait. For a successor in the same
+    /// cluster, which has waited for its predecessor's I/O by [`crate::guard`].
     pub take_over: bool,
     /// How long a second of the protocol takes; tests have shorter ones.
     pub second: Duration,

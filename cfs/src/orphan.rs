@@ -1,11 +1,12 @@
 //! Orphans: inodes that a crash left between two transactions of one removal or truncation.
 //!
 //! They are named by a list through the superblock and their `dtime` fields, or by the orphan file.
-//! An inode without names is removed with all it holds; one with names is cut at its size. This is what
-//! the kernel does at the first writable mount after a crash, and e2fsck after it has replayed a
-//! journal; without it, neither calls the volume clean.
+//! An inode without names is removed with all it holds; one with names is cut at its size. This is
+//! what the kernel does at the first writable mount after a crash, and e2fsck after it has replayed
+//! a journal; without it, neither calls the volume clean.
 //!
-//! All edits go to a layer in memory, which the caller then brings to the volume in one transaction.
+//! All edits go to a layer in memory, which the caller then brings to the volume in one
+//! transaction.
 
 mod map;
 mod space;
@@ -181,8 +182,8 @@ impl Cleaner<'_> {
         Ok(())
     }
 
-    /// Frees what the map holds from block `end` on, in the inode's bytes too; returns how many blocks,
-    /// those of the map itself included.
+    /// Frees what the map holds from block `end` on, in the inode's bytes too; returns how many
+    /// blocks, those of the map itself included.
     fn free_map(&mut self, inode: &Inode, end: u64, stored: &mut Stored) -> Result<u64> {
         let inline = inode.flags.contains(InodeFlags::INLINE_DATA);
         let mapped = match inode.kind {

@@ -1,5 +1,7 @@
 //! Two OSlets in one process: one owns a volume, both read it, compared with what was put in.
 
+#![forbid(unsafe_code)]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;

@@ -152,8 +152,8 @@ impl Arena {
         from + count - at
     }
 
-    /// For each frame whether somebody pins it now, and how many ticks ago anybody last used it: what
-    /// an eviction chooses by. `None` for pinned ones.
+    /// For each frame whether somebody pins it now, and how many ticks ago anybody last used it:
+    /// what an eviction chooses by. `None` for pinned ones.
     pub fn ages(&self, frames: &[FrameNo]) -> Vec<Option<u16>> {
         let (index, unknown) = self.region.pin_index();
         let clock = self.region.own().clock();

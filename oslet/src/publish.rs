@@ -96,9 +96,9 @@ pub fn linked(words: &impl ReadWords, base: usize, key: u64) -> Option<u64> {
     (value != 0 && words.load(base, Ordering::Relaxed) == key).then_some(value)
 }
 
-/// Whether the slot still holds exactly that, behind a pin. Both words count: one frame may be linked
-/// under several keys (the page of zeros), and a slot may be refilled between the two loads of
-/// [`linked`].
+/// Whether the slot still holds exactly that, behind a pin. Both words count: one frame may be
+/// linked under several keys (the page of zeros), and a slot may be refilled between the two loads
+/// of [`linked`].
 #[inline(always)]
 pub fn still_linked(words: &impl ReadWords, base: usize, key: u64, value: u64) -> bool {
     // SYNC POINT: page linked

@@ -7,6 +7,7 @@
 mod channel;
 mod server;
 
+use rkyv::api::high::HighValidator;
 use rkyv::util::AlignedVec;
 
 pub use channel::{Channel, Done, PendingChannel, Reply};
@@ -54,8 +55,7 @@ where
 /// Validates a body that a peer sent (a copy of it) and gives access to the archive in it.
 pub fn access<'b, T>(body: &'b [u8], peer: &str) -> Result<&'b T>
 where
-    T: rkyv::Portable
-        + for<'a> rkyv::bytecheck::CheckBytes<rkyv::api::high::HighValidator<'a, rkyv::rancor::Error>>,
+    T: rkyv::Portable + for<'a> rkyv::bytecheck::CheckBytes<HighValidator<'a, rkyv::rancor::Error>>,
 {
     rkyv::access::<T, rkyv::rancor::Error>(body).map_err(|error| Error::Corrupt {
         peer: peer.to_owned(),

@@ -1,5 +1,7 @@
 //! Clusters of real processes: this test binary runs itself again as launcher and as runtimes.
 
+#![forbid(unsafe_code)]
+
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::stdin;

@@ -10,8 +10,9 @@ use crate::{Error, Result, limits};
 /// A device that stores blocks, on which any number of requests may be in flight.
 ///
 /// Requests in flight are not ordered: of two writes that overlap either may win, block by block,
-/// and a read that overlaps a write in flight returns any mixture of old and new. A request that is submitted after another's completion sees that one's effect. A flush
-/// makes durable every write that had *completed* when it was submitted.
+/// and a read that overlaps a write in flight returns any mixture of old and new. A request that is
+/// submitted after another's completion sees that one's effect. A flush makes durable every write
+/// that had *completed* when it was submitted.
 pub trait BlockDevice: Send + Sync {
     /// The device's name, for messages.
     fn name(&self) -> &str;

@@ -1,6 +1,8 @@
 //! Volumes with blocks larger than a page, which no kernel here can mount: what mke2fs put in is
 //! what the engine finds.
 
+#![forbid(unsafe_code)]
+
 use anyhow::{Context, Result};
 use tests::fsdiff::populate::{Plan, populate};
 use tests::fsdiff::{EngineView, Field, HostView, Image, Listing, Scratch, is_root};

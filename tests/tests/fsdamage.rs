@@ -1,6 +1,8 @@
 //! Damaged volumes: errors for what is damaged, everything else readable, and no bytes that make
 //! the engine panic or hang.
 
+#![forbid(unsafe_code)]
+
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;

@@ -3,6 +3,8 @@
 //! Each volume is filled by mke2fs from a tree, then by the kernel with the same tree. With
 //! `OSLET_FULL` set the trees are large.
 
+#![forbid(unsafe_code)]
+
 use std::path::PathBuf;
 use std::time::Instant;
 

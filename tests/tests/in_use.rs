@@ -1,5 +1,7 @@
 //! Images that the kernel uses: a claim names where.
 
+#![forbid(unsafe_code)]
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;

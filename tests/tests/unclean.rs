@@ -1,6 +1,8 @@
 //! Images copied while the kernel was writing: after our replay they are clean and hold what the
 //! kernel's own replay of the same copy gives.
 
+#![forbid(unsafe_code)]
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;

@@ -63,8 +63,8 @@ pub(super) fn loop_device(meta: &Metadata) -> Option<String> {
     None
 }
 
-/// The kernel's own answer decides where we may ask for it. The path in /sys may be of another mount
-/// namespace, renamed or deleted.
+/// The kernel's own answer decides where we may ask for it. The path in /sys may be of another
+/// mount namespace, renamed or deleted.
 fn is_behind(name: &str, shown: &str, meta: &Metadata) -> bool {
     let device = (major(meta.dev()), minor(meta.dev()));
     if let Ok(backing) = File::open(format!("/dev/{name}")).and_then(loopdev::backing) {

@@ -7,7 +7,8 @@ use super::format::{BlockKind, Incompat, MAGIC, RawCommit, RawHeader, Superblock
 use crate::disk::checksum::crc32c;
 
 /// The blocks of a log, from its first place for transactions on, that make up one transaction;
-/// `None` when they do not fit. `now` is in seconds since 1970, `writes` are whole blocks with their homes.
+/// `None` when they do not fit. `now` is in seconds since 1970, `writes` are whole blocks with
+/// their homes.
 #[must_use]
 pub fn transaction(
     sb: &Superblock,

@@ -2,8 +2,8 @@
 //!
 //! The area begins one block after the place where the log wraps. A fast commit is a row of records
 //! (little-endian: tag, length, value), opened by a head and closed by a tail that carries the
-//! checksum over the row; several may follow one another under one head. Only rows that are whole and of
-//! the transaction that was running count. The format is the kernel's fs/ext4/fast_commit.h.
+//! checksum over the row; several may follow one another under one head. Only rows that are whole
+//! and of the transaction that was running count. The format is the kernel's fs/ext4/fast_commit.h.
 
 use super::format::{Superblock, Tid};
 use super::replay::ReadLog;
@@ -40,7 +40,8 @@ pub fn refuse_pending<L: ReadLog>(sb: &Superblock, running: Tid, log: &L) -> Res
     })
 }
 
-/// Counts the records of fast commits on top of `running`, the transaction after the last in the log.
+/// Counts the records of fast commits on top of `running`, the transaction after the last in the
+/// log.
 pub fn pending<L: ReadLog>(sb: &Superblock, running: Tid, log: &L) -> Result<Pending> {
     let mut found = Pending::default();
     let mut open = Row { sum: 0, changes: 0, headed: false };

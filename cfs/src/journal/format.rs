@@ -1,8 +1,8 @@
 //! The jbd2 log on disk: superblock, descriptor, revoke and commit blocks. All of it is big-endian.
 //!
-//! Codecs only: no I/O, no locks. Raw types mirror the disk; checked types come from them once magic,
-//! version, features, bounds and checksums have been verified. The format is the one described in
-//! the kernel's Documentation/filesystems/ext4/journal.rst.
+//! Codecs only: no I/O, no locks. Raw types mirror the disk; checked types come from them once
+//! magic, version, features, bounds and checksums have been verified. The format is the one
+//! described in the kernel's Documentation/filesystems/ext4/journal.rst.
 
 use bitflags::bitflags;
 use zerocopy::byteorder::big_endian::{I32, U32, U64};
@@ -345,8 +345,8 @@ impl Superblock {
         u32::try_from(wrapped).ok()
     }
 
-    /// The superblock of the same log with other contents: from `start` on, or nothing (0); the next
-    /// or first transaction is `sequence`.
+    /// The superblock of the same log with other contents: from `start` on, or nothing (0); the
+    /// next or first transaction is `sequence`.
     #[must_use]
     pub fn restarted(&self, start: u32, sequence: Tid, errno: i32) -> RawSuperblock {
         let mut raw = self.raw;

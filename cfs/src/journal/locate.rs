@@ -116,8 +116,8 @@ fn external(device: u32, uuid: &[u8; 16]) -> Error {
     Error::Refused { feature, hint: "; let e2fsck -j DEVICE or the kernel replay it first" }
 }
 
-/// The inode as the superblock's copy has it. The blocks of a deep map cannot be verified under it where
-/// they have checksums: these need the inode's generation.
+/// The inode as the superblock's copy has it. The blocks of a deep map cannot be verified under it
+/// where they have checksums: these need the inode's generation.
 fn backup(volume: &Volume, raw: &RawSuperblock, ino: Ino) -> Option<Inode> {
     if raw.jnl_backup_type != BACKUP_BLOCKS {
         return None;

@@ -1,10 +1,10 @@
 //! Brings a volume whose journal was not emptied to the state that the journal promises.
 //!
 //! The order of writes is the kernel's: home blocks, flush, an empty journal, flush, the
-//! superblock without `needs_recovery`, flush. Until the journal is empty everything can be done again
-//! from it; once it is, the orphans are cleared by one transaction that goes through the journal in its
-//! turn, and then only the mark remains to be cleared. So recovery may be cut short at any write
-//! and started over. On a device that is only read, the caller puts an
+//! superblock without `needs_recovery`, flush. Until the journal is empty everything can be done
+//! again from it; once it is, the orphans are cleared by one transaction that goes through the
+//! journal in its turn, and then only the mark remains to be cleared. So recovery may be cut short
+//! at any write and started over. On a device that is only read, the caller puts an
 //! [`Overlay`](crate::engine::store::Overlay) over it and recovers that.
 
 use std::collections::BTreeSet;
@@ -36,13 +36,13 @@ pub struct Report {
     pub revoked: u64,
     /// What was done about orphans.
     pub orphans: Orphans,
-    /// The error (a negative errno, 0 for none) with which the kernel gave up the journal. The volume
-    /// is marked as having errors.
+    /// The error (a negative errno, 0 for none) with which the kernel gave up the journal. The
+    /// volume is marked as having errors.
     pub aborted: i32,
 }
 
-/// Replays the journal of the volume in `source`, which must be writable; `None` when there is nothing
-/// to replay. When this fails before the first write, nothing has changed.
+/// Replays the journal of the volume in `source`, which must be writable; `None` when there is
+/// nothing to replay. When this fails before the first write, nothing has changed.
 pub fn recover(source: &Arc<dyn BlockSource>) -> Result<Option<Report>> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     recover_at(source, now)
@@ -112,8 +112,8 @@ impl Replay<'_> {
         })
     }
 
-    /// Removes and cuts the orphans in one transaction of its own, in the log that is empty now. Returns
-    /// the next transaction's number.
+    /// Removes and cuts the orphans in one transaction of its own, in the log that is empty now.
+    /// Returns the next transaction's number.
     fn clear_orphans(&self, tid: Tid) -> Result<(Orphans, Tid)> {
         let left = |why: String| Ok((Orphans { left: Some(why), ..Orphans::default() }, tid));
         let now = self.now;

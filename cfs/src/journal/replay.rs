@@ -1,9 +1,9 @@
 //! Finds what a log says: which transactions are complete, and which blocks they leave where.
 //!
-//! The rules are jbd2's (the kernel's fs/jbd2/recovery.c): a scan that finds the end of the log, the
-//! revoke records, and the copies. Nothing is written here, and every checksum that jbd2 looks at is
-//! looked at before the caller writes the first block, so that a corrupt log leaves the filesystem as
-//! it was.
+//! The rules are jbd2's (the kernel's fs/jbd2/recovery.c): a scan that finds the end of the log,
+//! the revoke records, and the copies. Nothing is written here, and every checksum that jbd2 looks
+//! at is looked at before the caller writes the first block, so that a corrupt log leaves the
+//! filesystem as it was.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -142,8 +142,8 @@ fn find_end<L: ReadLog>(sb: &Superblock, log: &L) -> Result<Tid> {
     let mut tid = sb.sequence;
     // Set where an asynchronous commit has a wrong checksum: the log goes on, but not for us.
     let mut broken = None;
-    // A descriptor or revoke block of this transaction has a wrong checksum. It may be a stale block
-    // of an earlier life of the journal; only the time of the commit tells.
+    // A descriptor or revoke block of this transaction has a wrong checksum. It may be a stale
+    // block of an earlier life of the journal; only the time of the commit tells.
     let mut suspect = false;
     let mut last_commit = 0;
     let mut sum = TransactionSum::START;

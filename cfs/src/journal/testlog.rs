@@ -1,4 +1,5 @@
-//! Writes logs for tests, as jbd2 would: revokes, then descriptors with their copies, then a commit.
+//! Writes logs for tests, as jbd2 would: revokes, then descriptors with their copies, then a
+//! commit.
 
 use zerocopy::FromZeros;
 use zerocopy::IntoBytes;

@@ -21,7 +21,9 @@ pub(super) const WRITE_OVERHEAD: usize = size_of::<InHeader>() + 40;
 /// Request codes.
 pub(super) mod op {
     macro_rules! codes {
-        ($($name:ident = $value:literal),* $(,)?) => { $(pub(in super::super) const $name: u32 = $value;)* };
+        ($($name:ident = $value:literal),* $(,)?) => {
+            $(pub(in super::super) const $name: u32 = $value;)*
+        };
     }
     codes! {
         LOOKUP = 1, FORGET = 2, GETATTR = 3, SETATTR = 4, READLINK = 5, SYMLINK = 6, MKNOD = 8,
@@ -113,7 +115,9 @@ abi! {
         btime: SxTime, ctime: SxTime, mtime: SxTime, rdev_major: u32, rdev_minor: u32,
         dev_major: u32, dev_minor: u32, spare2: [u64; 14],
     }
-    StatxOut, 288 { attr_valid: u64, attr_valid_nsec: u32, flags: u32, spare: [u64; 2], stat: Statx }
+    StatxOut, 288 {
+        attr_valid: u64, attr_valid_nsec: u32, flags: u32, spare: [u64; 2], stat: Statx,
+    }
 
     ForgetIn, 8 { nlookup: u64 }
     ForgetOne, 16 { nodeid: u64, nlookup: u64 }

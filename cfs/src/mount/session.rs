@@ -40,8 +40,8 @@ pub struct Config {
     pub cpus: Vec<usize>,
     /// Which transport.
     pub choice: Choice,
-    /// Over io_uring: requests of one CPU that are in hand at a time (1 to 64). Each has a buffer of
-    /// `max_io` bytes, of which only what is used takes memory.
+    /// Over io_uring: requests of one CPU that are in hand at a time (1 to 64). Each has a buffer
+    /// of `max_io` bytes, of which only what is used takes memory.
     pub entries_per_queue: usize,
     /// Bytes of the largest read and write; the kernel's own limit is usually 1 MiB.
     pub max_io: u32,
@@ -159,7 +159,8 @@ impl Session {
     }
 
     /// Stops the service and frees what it used. Methods that run are waited for, requests in hand
-    /// elsewhere fail. An error tells what had ended the service before, or who did not end in time.
+    /// elsewhere fail. An error tells what had ended the service before, or who did not end in
+    /// time.
     pub fn stop(mut self, timeout: Duration) -> Result<()> {
         self.finish(timeout)
     }

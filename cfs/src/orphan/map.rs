@@ -1,7 +1,7 @@
 //! Cuts the map of a file: extent trees and trees of pointers.
 //!
-//! Each block that is given back must have been in use, so a tree that names a block twice ends in an
-//! error and never in a loop.
+//! Each block that is given back must have been in use, so a tree that names a block twice ends in
+//! an error and never in a loop.
 
 use zerocopy::FromBytes;
 

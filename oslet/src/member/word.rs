@@ -7,8 +7,8 @@
 //! ```
 //!
 //! A place is joined under the next epoch, and only when its last incarnation has left or is dead,
-//! so that a fence of epoch *n* never meets epoch *n + 1*. A fencer that goes is replaced: the fence
-//! is idempotent, and only the one whose name is in the word ends it.
+//! so that a fence of epoch *n* never meets epoch *n + 1*. A fencer that goes is replaced: the
+//! fence is idempotent, and only the one whose name is in the word ends it.
 
 use crate::id::{Epoch, OsletId};
 #[cfg(not(loom))]

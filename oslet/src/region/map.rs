@@ -257,8 +257,8 @@ impl<A: Atom> Ro<A> {
     #[inline(always)]
     fn atom(&self, index: usize) -> &A {
         assert!(index < self.len, "word {index} of {}", self.len);
-        // SAFETY: in bounds of the words that `Mapping::words` checked; an atomic may be shared with
-        // writers in other processes, and every bit pattern is a value of it.
+        // SAFETY: in bounds of the words that `Mapping::words` checked; an atomic may be shared
+        // with writers in other processes, and every bit pattern is a value of it.
         unsafe { self.ptr.add(index).as_ref() }
     }
 }

@@ -396,7 +396,8 @@ impl Control {
         }
     }
 
-    /// From `Joining` to `Alive` once each peer that was there has mapped our segment and we theirs.
+    /// From `Joining` to `Alive` once each peer that was there has mapped our segment and we
+    /// theirs.
     fn try_serve(&mut self) -> Result<()> {
         let shared = Arc::clone(&self.shared);
         let control = shared.region.control();

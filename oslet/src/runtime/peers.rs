@@ -1,8 +1,8 @@
 //! Links between runtimes: descriptors are exchanged, segments mapped.
 //!
 //! Both greet with their segment. Whoever has mapped the other's says so; only when both have may
-//! a frame of the one be pinned by the other, and a joiner serves only when that holds for everybody
-//! who was there.
+//! a frame of the one be pinned by the other, and a joiner serves only when that holds for
+//! everybody who was there.
 
 use std::fs::File;
 

@@ -207,9 +207,9 @@ pub enum Source<'a> {
 }
 
 impl Source<'_> {
-    /// Its bytes, mapped for as long as `region` lives. Own ones through the writable mapping, which
-    /// rings may have registered; those of others as they were pinned, whoever is mapped in their
-    /// home's place by now.
+    /// Its bytes, mapped for as long as `region` lives. Own ones through the writable mapping,
+    /// which rings may have registered; those of others as they were pinned, whoever is mapped in
+    /// their home's place by now.
     fn resolve(self, region: &Arc<Region>) -> Option<RawSlice> {
         let own = region.own();
         let page = match self {

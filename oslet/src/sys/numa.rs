@@ -79,7 +79,8 @@ pub fn set_policy(policy: Policy, nodes: &[u32]) -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_set_mempolicy, policy.mode(), pointer, bits) })
 }
 
-/// Sets the policy of a range of mapped memory, from that address on, moving pages that are there already.
+/// Sets the policy of a range of mapped memory, from that address on, moving pages that are there
+/// already.
 ///
 /// # Errors
 /// As [`set_policy`]; `EFAULT` when part of the range is not mapped, `EINVAL` when the start is

@@ -3,6 +3,8 @@
 //! Run as root. The program runs again as init, as a runtime that is killed, as an ordinary user
 //! and in made-up hosts; which is why it has its own main.
 
+#![forbid(unsafe_code)]
+
 mod world;
 
 use std::fs;

@@ -96,7 +96,11 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
     #[test]
-    fn replay_is_the_model(shape in shapes(), transactions in transactions(), torn in any::<bool>()) {
+    fn replay_is_the_model(
+        shape in shapes(),
+        transactions in transactions(),
+        torn in any::<bool>(),
+    ) {
         let mut log = TestLog::new(shape);
         let mut written = Vec::new();
         for transaction in &transactions {
