@@ -31,8 +31,9 @@ pub trait BlockDevice: Send + Sync {
         }
     }
 
-    /// As [`Self::submit`], by a thread that calls [`Self::poll`] until the request has completed, or
-    /// says by [`Self::stop_polling`] that it does so no longer: nobody else need be woken for it.
+    /// As [`Self::submit`], by a thread that calls [`Self::poll`] until the request has completed,
+    /// or says by [`Self::stop_polling`] that it does so no longer: nobody else need be woken for
+    /// it.
     fn submit_polled(&self, request: Request) {
         self.submit(request);
     }

@@ -6,14 +6,15 @@
 //! |---|---|---|---|---|
 //! | `INFO` | - | device << 32 | - | |
 //! | `READ` | first byte | device << 32, bytes | a loan to end, or 0 | |
-//! | `WRITE_ONE` | first byte | page reference | device << 32, fua << 31, bytes << 12, offset in frame | |
+//! | `WRITE_ONE` | first byte | page reference | device << 32, fua << 31, place | |
 //! | `WRITE` | first byte | device << 32, flags | a loan to end, or 0 | slices |
 //! | `FLUSH` | - | device << 32 | - | |
 //! | `DISCARD`, `WRITE_ZEROES` | first byte | device << 32, flags | bytes | |
 //! | `RELEASE` | - | - | - | loans to end |
 //!
-//! A read's reply has: the loan, 0 for none; the slice's page reference; its bytes << 12 and offset
-//! in the frame. Of several slices only the loan is inline, the body has them.
+//! A slice's *place* is its bytes << 12 and its offset in the frame. A read's reply has: the loan,
+//! 0 for none; the slice's page reference; its place. Of several slices only the loan is inline,
+//! the body has them.
 
 use std::ops::Range;
 

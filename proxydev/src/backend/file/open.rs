@@ -82,7 +82,7 @@ pub(super) fn probe(file: &File, path: &Path, options: &FileOptions) -> Result<G
         // What does not fill a block at the end is no part of the disk.
         size: size - size % u64::from(block),
         block_size: block,
-        optimal_size: optimal.clamp(block, limits::MAX_TRANSFER),
+        optimal_size: optimal.clamp(block.max(FRAME_SIZE as u32), limits::MAX_TRANSFER),
         memory_alignment: memory,
         max_transfer: limits::MAX_TRANSFER,
         read_only: options.read_only,
