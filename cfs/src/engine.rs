@@ -180,3 +180,8 @@ fn read_groups(source: &dyn BlockSource, superblock: &Superblock) -> Result<Box<
     }
     Ok(groups.into_boxed_slice())
 }
+
+const _: () = {
+    const fn shared_by_threads<T: Send + Sync>() {}
+    shared_by_threads::<Volume>();
+};

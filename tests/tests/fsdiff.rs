@@ -5,7 +5,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
@@ -183,7 +183,7 @@ fn one(case: &Case, sources: &Scratch, made: &mut Vec<(Plan, PathBuf)>) -> Resul
 }
 
 /// Makes the volume of a case, filled by mke2fs and by the kernel.
-fn fill(case: &Case, scratch: &Scratch, source: &std::path::Path) -> Result<Image> {
+fn fill(case: &Case, scratch: &Scratch, source: &Path) -> Result<Image> {
     let image = Image::make(&scratch.path("image"), 192, case.arguments, Some(source))?;
     image.tune(case.tune)?;
     image.debugfs_write(case.prepare)?;
@@ -230,5 +230,24 @@ fn no_other_names(engine: &EngineView) -> Result<()> {
             }
         }
     }
+    Ok(())
+}
+
+/// A tree of tens of thousands of real files; the long runs alone have the time.
+#[test]
+fn a_real_tree() -> Result<()> {
+    if std::env::var_os("OSLET_FULL").is_none() {
+        println!("a_real_tree: SKIPPED, set OSLET_FULL to run it");
+        return Ok(());
+    }
+    if !is_root("a_real_tree") {
+        return Ok(());
+    }
+    let scratch = Scratch::new()?;
+    let source = Some(Path::new("/usr/share"));
+    let image = Image::make(&scratch.path("image"), 4096, "-t ext4 -i 4096", source)?;
+    scratch.subdir("mount")?;
+    let objects = compare(&scratch, &image)?;
+    println!("/usr/share: {objects} objects equal");
     Ok(())
 }
