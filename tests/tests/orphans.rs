@@ -1,5 +1,7 @@
 //! Orphans that are cut and removed by us and by the kernel, with maps of every shape.
 
+#![forbid(unsafe_code)]
+
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;

@@ -331,7 +331,8 @@ fn an_ordinary_user_mounts_through_the_helper() {
     for path in [base.path(), &program] {
         rustix::fs::chmod(path, rustix::fs::Mode::from_raw_mode(0o777)).unwrap();
     }
-    // The helper wants a user with a name: nobody. A /dev/fuse that everyone may open, where nobody else sees it.
+    // The helper wants a user with a name: nobody. A /dev/fuse that everyone may open, where nobody
+    // else sees it.
     let script = "mknod -m 666 \"$TMPDIR/fuse\" c 10 229
         mount --bind \"$TMPDIR/fuse\" /dev/fuse
         exec setpriv --reuid 65534 --regid 65534 --clear-groups \"$@\"";

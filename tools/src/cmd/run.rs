@@ -1,10 +1,11 @@
-//! `oslet run`, and what `oslet shell` shares with it: a program inside an OSlet, as if it were a child of the shell's.
+//! `oslet run`, and what `oslet shell` shares with it: a program inside an OSlet, as if it were a
+//! child of the shell's.
 //!
 //! The program inherits the descriptors and the session, so that the terminal treats it as it
 //! treats us: its keys reach the program from the kernel, not by way of us. Where the terminal is
 //! ours alone the program leads a process group of its own there, else it is in ours. What other
-//! processes send us is passed on. When the program stops, so do we; what the shell does to continue
-//! us continues it.
+//! processes send us is passed on. When the program stops, so do we; what the shell does to
+//! continue us continues it.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::AsFd;

@@ -1,5 +1,7 @@
 //! `oslet run`, `shell`, `ps` and `kill` against an OSlet that this test keeps up.
 
+#![forbid(unsafe_code)]
+
 mod pty;
 mod world;
 
@@ -231,14 +233,20 @@ fn a_terminal_is_as_for_a_direct_child() {
     let mut pty = Pty::shell();
     // Window size, and that a change of it is told.
     pty.resize(33, 101);
-    pty.say(&format!("{oslet} run o0 bash -c 'stty size; trap \"stty size; exit\" WINCH; echo r''eady; while :; do sleep 0.02; done'"));
+    pty.say(&format!(
+        "{oslet} run o0 bash -c 'stty size; trap \"stty size; exit\" WINCH; echo r''eady; \
+         while :; do sleep 0.02; done'"
+    ));
     pty.expect("33 101");
     pty.expect("ready");
     pty.resize(44, 102);
     pty.expect("44 102");
     pty.prompt();
     // Ctrl-C reaches the command, once; the shell sees its status.
-    pty.say(&format!("{oslet} run o0 bash -c 'n=0; trap \"n=\\$((n+1))\" INT; echo r''eady; while [ $n = 0 ]; do sleep 0.02; done; sleep 0.1; echo n=$n.; exit 5'"));
+    pty.say(&format!(
+        "{oslet} run o0 bash -c 'n=0; trap \"n=\\$((n+1))\" INT; echo r''eady; \
+         while [ $n = 0 ]; do sleep 0.02; done; sleep 0.1; echo n=$n.; exit 5'"
+    ));
     pty.expect("ready");
     pty.key(3);
     pty.expect("n=1.");
