@@ -77,9 +77,11 @@ fn a_busy_mount_is_detached_and_its_users_go_on() {
         let reads = AtomicU64::new(0);
         std::thread::scope(|scope| {
             for _ in 0..4 {
-                scope.spawn(|| {
-                    let large = File::open(fixture.path("large")).unwrap();
-                    let dir = File::open(fixture.root()).unwrap();
+                // Opened before the mount is detached, however late the thread begins.
+                let large = File::open(fixture.path("large")).unwrap();
+                let dir = File::open(fixture.root()).unwrap();
+                let (stop, reads) = (&stop, &reads);
+                scope.spawn(move || {
                     let flags = rustix::fs::OFlags::RDONLY;
                     while !stop.load(Ordering::Relaxed) {
                         let len = large.metadata().unwrap().len();
