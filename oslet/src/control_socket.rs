@@ -143,6 +143,12 @@ impl Connection {
         Ok((Self::new(ours)?, theirs))
     }
 
+    /// A second descriptor of this end; what is queued stays with the first.
+    pub fn duplicate(&self) -> Result<Self> {
+        let socket = self.socket.try_clone().map_err(Error::io("control socket: dup"))?;
+        Ok(Self { socket, pid: self.pid, queue: VecDeque::new() })
+    }
+
     /// The process at the other end, as the kernel says.
     pub fn pid(&self) -> u32 {
         self.pid

@@ -11,6 +11,9 @@ use crate::cmd;
 
 const EXAMPLES: &str = "\
 Examples:
+  oslet up                            two OSlets on this machine, until Ctrl-C
+  oslet ls                            what runs
+  oslet down                          stop it
   oslet up --dry-run                  show how this machine would be divided
   oslet up --dry-run --oslets 4       among four OSlets
   oslet run o0 hostname               run a command inside an OSlet
@@ -68,6 +71,9 @@ impl Global {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Up(cmd::up::UpArgs),
+    Down(cmd::down::DownArgs),
+    Ls(cmd::ls::LsArgs),
+    Show(cmd::show::ShowArgs),
     Run(cmd::run::RunArgs),
     Shell(cmd::shell::ShellArgs),
     Ps(cmd::ps::PsArgs),

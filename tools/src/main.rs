@@ -20,9 +20,15 @@ fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|word| word == container::INIT_COMMAND) {
         return container::init::main();
     }
+    if std::env::args_os().nth(1).is_some_and(|word| word == cmd::runtime::COMMAND) {
+        return cmd::runtime::main();
+    }
     let Args { global, command } = Args::parse();
     let result = match command {
         Command::Up(args) => cmd::up::run(args, &global),
+        Command::Down(args) => cmd::down::run(args, &global),
+        Command::Ls(args) => cmd::ls::run(args, &global),
+        Command::Show(args) => cmd::show::run(args, &global),
         Command::Run(args) => cmd::run::run(args, &global),
         Command::Shell(args) => cmd::shell::run(args, &global),
         Command::Ps(args) => cmd::ps::run(args, &global),

@@ -1,5 +1,6 @@
 //! `oslet up`: make a cluster.
 
+mod launch;
 mod show;
 
 use std::path::{Path, PathBuf};
@@ -16,6 +17,8 @@ use crate::output;
 
 const EXAMPLES: &str = "\
 Examples:
+  oslet up                                  two OSlets on this machine, until Ctrl-C
+  oslet up --oslets 4 -d                    four, in the background; oslet down stops them
   oslet up --dry-run                        show the plan for this machine
   oslet up --dry-run --oslets 4 --json      four OSlets, as JSON
   oslet up --dry-run -c lab.toml            with a configuration
@@ -38,8 +41,11 @@ pub(crate) struct UpArgs {
     #[arg(long, value_name = "IMAGE")]
     image: Option<PathBuf>,
     /// Show what would be done and start nothing
-    #[arg(long, required = true)]
+    #[arg(long)]
     dry_run: bool,
+    /// Go on in the background once all OSlets serve
+    #[arg(short, long, conflicts_with = "dry_run")]
+    detach: bool,
     /// Plan for another machine: a directory with copies of its sys and proc
     #[arg(long, value_name = "DIR", requires = "dry_run")]
     sysfs: Option<PathBuf>,
@@ -51,6 +57,9 @@ pub(crate) struct UpArgs {
 pub(crate) fn run(args: UpArgs, global: &Global) -> anyhow::Result<ExitCode> {
     let plan = plan(&args, global)?;
     let directory = global.directory(&plan.cluster);
+    if !args.dry_run {
+        return launch::run(&plan, &directory, args.detach);
+    }
     if args.json {
         output::json(&Shown { directory: &directory, plan: &plan })?;
     } else {
