@@ -289,11 +289,7 @@ impl Supervisor<'_> {
             let _ = terminal.yield_to(group);
         }
         match self.group.and_then(Pid::from_raw) {
-            // Its leader is not reaped yet, so that the number is its own. All of it was stopped.
-            Some(group) => match kill_process_group(group, Signal::CONT) {
-                Err(Errno::SRCH | Errno::PERM) => Ok(()),
-                other => other.context("continue the command"),
-            },
+            Some(group) => to_group(group, Signal::CONT),
             None => self.send(Signal::CONT.as_raw()),
         }
     }
@@ -306,14 +302,12 @@ impl Supervisor<'_> {
         if is(Signal::CHILD) {
             return Ok(());
         }
-        if received.by_kernel && keys.into_iter().any(is) {
+        if let Some(key) = keys.into_iter().find(|&key| received.by_kernel && is(key)) {
             // Where it has its own group this is for us only if the shell has put us in the
             // foreground without a word (as for a job that was running in the background).
-            if self.group.is_some() {
-                self.send(received.signal)?;
-                return self.go_on(self.group);
-            }
-            return Ok(());
+            let Some(group) = self.group.and_then(Pid::from_raw) else { return Ok(()) };
+            to_group(group, key)?;
+            return self.go_on(self.group);
         }
         if is(Signal::CONT) {
             return self.go_on(self.group);
@@ -328,5 +322,14 @@ impl Supervisor<'_> {
             Err(error) if gone.contains(&error.raw_os_error()) => Ok(()),
             other => other.with_context(|| format!("signal {signal}: pass on")),
         }
+    }
+}
+
+/// Signals the whole group that the command leads. Its leader is not reaped yet, so that the number
+/// is its own.
+fn to_group(group: Pid, signal: Signal) -> Result<()> {
+    match kill_process_group(group, signal) {
+        Err(Errno::SRCH | Errno::PERM) => Ok(()),
+        other => other.with_context(|| format!("signal {}: pass on", signal.as_raw())),
     }
 }

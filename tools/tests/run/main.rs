@@ -256,6 +256,8 @@ fn a_terminal_is_as_for_a_direct_child() {
     pty.prompt();
     pty.say(&format!("{oslet} run o0 sh -c 'echo r''eady; sleep 100'"));
     pty.expect("ready");
+    // A key in the middle of the shell's vfork is lost, without an OSlet too.
+    sleep(Duration::from_millis(300));
     pty.key(3);
     pty.prompt();
     pty.say("echo status=$?.");
@@ -287,6 +289,24 @@ fn a_terminal_is_as_for_a_direct_child() {
     pty.say("again");
     pty.expect("line=again.");
     pty.prompt();
+    // From the background to the foreground.
+    pty.say(&format!("{oslet} run o0 sh -c 'echo r''eady; sleep 100; exit 7'"));
+    pty.expect("ready");
+    sleep(Duration::from_millis(300));
+    pty.key(26);
+    pty.expect("Stopped");
+    pty.prompt();
+    pty.say("bg");
+    pty.expect("exit 7' &\r\n");
+    pty.prompt();
+    pty.say("fg");
+    pty.expect("exit 7'\r\n");
+    sleep(Duration::from_millis(300));
+    pty.key(3);
+    pty.prompt();
+    pty.say("echo status=$?.");
+    pty.expect("status=130.");
+    pty.prompt();
     // In a pipeline all are one group.
     pty.say(&format!(
         "{oslet} run o0 sh -c 'echo r''eady; read line; echo l''ine=$line.; exit 3' | cat"
@@ -299,9 +319,6 @@ fn a_terminal_is_as_for_a_direct_child() {
     pty.expect("| cat\r\n");
     pty.say("hello");
     pty.expect("line=hello.");
-    pty.prompt();
-    pty.say("echo status=${PIPESTATUS[0]}.");
-    pty.expect("status=3.");
     pty.prompt();
     // It leaves the terminal to the others there.
     pty.say(&format!("{oslet} run o0 echo piped | (read x; read y </dev/tty; echo $x-$y.)"));
