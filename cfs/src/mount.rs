@@ -40,6 +40,7 @@ mod ops;
 mod reply;
 mod session;
 mod uring;
+mod volume;
 
 pub use notify::{Invalidate, Notifier};
 pub use ops::{
@@ -51,3 +52,4 @@ pub use reply::{
     Position, Reply, Statistics, StatxAttributes, Value,
 };
 pub use session::{Choice, Config, Session, Transport};
+pub use volume::VolumeFs;

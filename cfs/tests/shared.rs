@@ -245,7 +245,9 @@ fn small_blocks_and_inline_data_too() {
     let mut files = tree();
     // mke2fs 1.47.0 cuts a hole at a file's end off where it knows inline data.
     files.remove("sparse");
-    for options in [&["-b", "1024"][..], &["-O", "inline_data", "-I", "256"], &["-O", "^extent,^64bit"]] {
+    for options in
+        [&["-b", "1024"][..], &["-O", "inline_data", "-I", "256"], &["-O", "^extent,^64bit"]]
+    {
         let cluster = cluster(image(&files, options), 2048, 2000);
         check(&cluster.remote, &files);
         check(&cluster.local, &files);

@@ -16,7 +16,7 @@ const PAGE: u64 = oslet::limits::FRAME_SIZE as u64;
 /// How often a page is looked for again when its frame was reused between the answer and the pin.
 const TRIES: usize = 8;
 /// Pages asked for at a time beyond the one that is needed.
-const BATCH: u64 = 32;
+const BATCH: u64 = 256;
 
 /// A regular file.
 #[derive(Clone)]
@@ -84,10 +84,17 @@ impl File {
     /// It pins memory, not a version: concurrent writes show through, as in any page cache.
     #[inline]
     pub fn read_ref(&self, page: u64) -> Result<Option<Page<'_>>> {
+        self.read_ref_of(page, page + 1)
+    }
+
+    /// As [`Self::read_ref`], for one of the pages up to before `end` that will all be wanted: on a
+    /// miss they are asked for together.
+    #[inline]
+    pub fn read_ref_of(&self, page: u64, end: u64) -> Result<Option<Page<'_>>> {
         let Some(key) = Key::new(self.ino, page) else { return Ok(None) };
         match self.pin_cached(key) {
             Some(guard) => Ok(Some(Page::Shared(guard?))),
-            None => self.fetch(key, page, 1),
+            None => self.fetch(key, page, end.saturating_sub(page)),
         }
     }
 
