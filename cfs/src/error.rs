@@ -87,6 +87,9 @@ pub enum Error {
     /// The volume has no owner that serves it.
     #[error("{0}")]
     NoOwner(String),
+    /// The device under the volume.
+    #[error(transparent)]
+    Device(#[from] proxydev::Error),
     /// The shared memory, or another OSlet.
     #[error(transparent)]
     Cluster(#[from] oslet::Error),
@@ -118,6 +121,22 @@ impl Error {
         Self::Corrupt { what: what.to_string(), why: why.into() }
     }
 
+    /// Says which image the error is about, where it does not say so itself.
+    pub fn about(self, path: &std::path::Path) -> Self {
+        let path = path.display();
+        match self {
+            Self::Corrupt { what, why } => Self::Corrupt { what: format!("{path}: {what}"), why },
+            Self::NotExt(why) => Self::NotExt(format!("{path}: {why}")),
+            Self::Refused { feature, hint } => {
+                Self::Refused { feature: format!("{feature} of {path}"), hint }
+            }
+            Self::Busy(why) => Self::Busy(format!("{path}: {why}")),
+            Self::Invalid(why) => Self::Invalid(format!("{path}: {why}")),
+            Self::Io { what, source } => Self::Io { what: format!("{path}: {what}"), source },
+            other => other,
+        }
+    }
+
     /// The number that a system call would return for this.
     pub fn errno(&self) -> i32 {
         let errno = match self {
@@ -137,6 +156,7 @@ impl Error {
             Self::Encrypted(_) => Errno::NOKEY,
             Self::Exhausted(_) => Errno::NOMEM,
             Self::Owner(errno) => return *errno,
+            Self::Device(error) => error.errno(),
             Self::Cluster(oslet::Error::Exhausted(_)) => Errno::NOMEM,
             Self::NoOwner(_) | Self::Cluster(_) => Errno::IO,
         };

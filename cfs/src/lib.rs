@@ -12,6 +12,7 @@ pub mod journal;
 pub mod limits;
 pub mod mmp;
 pub mod mount;
+pub mod open;
 pub mod orphan;
 pub mod owner;
 pub mod service;

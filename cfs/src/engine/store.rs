@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use oslet::id::PageRef;
 use parking_lot::RwLock;
 
 use crate::{Error, Result, limits};
@@ -25,6 +26,12 @@ pub trait BlockSource: Send + Sync {
 
     /// Makes durable what was written.
     fn flush(&self) -> Result<()>;
+
+    /// Reads whole pages straight into frames of the own segment, which the caller then retires;
+    /// `None` where that is not possible and [`Self::read_at`] must do.
+    fn read_pages(&self, _offset: u64, _pages: usize) -> Result<Option<Vec<PageRef>>> {
+        Ok(None)
+    }
 }
 
 impl<T: BlockSource + ?Sized> BlockSource for Arc<T> {
@@ -46,6 +53,10 @@ impl<T: BlockSource + ?Sized> BlockSource for Arc<T> {
 
     fn flush(&self) -> Result<()> {
         (**self).flush()
+    }
+
+    fn read_pages(&self, offset: u64, pages: usize) -> Result<Option<Vec<PageRef>>> {
+        (**self).read_pages(offset, pages)
     }
 }
 
@@ -189,6 +200,16 @@ impl<S: BlockSource> BlockSource for Overlay<S> {
 
     fn flush(&self) -> Result<()> {
         Ok(())
+    }
+
+    fn read_pages(&self, offset: u64, pages: usize) -> Result<Option<Vec<PageRef>>> {
+        if self.written.load(Ordering::Acquire) {
+            let end = offset.saturating_add(pages as u64 * CHUNK);
+            if self.chunks.read().range(offset / CHUNK..end.div_ceil(CHUNK)).next().is_some() {
+                return Ok(None);
+            }
+        }
+        self.below.read_pages(offset, pages)
     }
 }
 

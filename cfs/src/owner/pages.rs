@@ -134,27 +134,96 @@ impl Owner {
         Ok(())
     }
 
+    /// Links the pages of a claimed range: holes to the page of zeros, whole pages that lie together
+    /// on the device by reading them into frames, the rest by assembling them.
     fn fill_claimed(&self, inode: &Inode, first: u64, end: u64) -> Result<Vec<PageRef>> {
         let holes = self.hole_pages(inode, first, end)?;
-        let mut bytes = vec![0; ((end - first) * PAGE) as usize];
-        if holes.iter().any(|hole| !hole) {
-            // Short at the file's end: the rest of the last page stays zero.
-            self.volume.read(inode, first * PAGE, &mut bytes)?;
-        }
         let mut refs = Vec::with_capacity(holes.len());
-        for ((page, hole), chunk) in (first..end).zip(holes).zip(bytes.chunks(PAGE as usize)) {
-            let key = Key::new(inode.ino, page)
-                .ok_or_else(|| Error::corrupt(inode.ino, format!("page {page} is too far out")))?;
-            let linked = if hole {
-                self.link_zeros(key)?
-            } else {
-                let mut frame = self.frame()?;
-                frame.bytes()?.fill().copy_from_slice(chunk);
-                self.link(key, frame)?
-            };
-            refs.push(linked);
+        let mut at = first;
+        while at < end {
+            let hole = holes[(at - first) as usize];
+            let like = |page: &u64| holes[(page - first) as usize] == hole;
+            let until = (at..end).take_while(like).last().map_or(end, |last| last + 1);
+            if hole {
+                for page in at..until {
+                    refs.push(self.link_zeros(key(inode.ino, page)?)?);
+                }
+                at = until;
+                continue;
+            }
+            let whole = self.whole_pages(inode, at, until)?;
+            match whole {
+                Some((offset, count)) => {
+                    self.make_room(count)?;
+                    match self.volume.source().read_pages(offset, count)? {
+                        Some(pages) => {
+                            let linked = self.link_all(inode.ino, at, &pages)?;
+                            at += linked.len() as u64;
+                            refs.extend(linked);
+                        }
+                        None => at = self.assemble(inode, at, at + count as u64, &mut refs)?,
+                    }
+                }
+                // A page of parts (small blocks, the file's end, contents in the inode): alone.
+                None => at = self.assemble(inode, at, at + 1, &mut refs)?,
+            }
         }
         Ok(refs)
+    }
+
+    fn link_all(&self, ino: Ino, first: u64, pages: &[PageRef]) -> Result<Vec<PageRef>> {
+        let mut linked = Vec::with_capacity(pages.len());
+        for (number, &page) in (first..).zip(pages) {
+            let done = key(ino, number).and_then(|key| self.link(key, page));
+            match done {
+                Ok(page) => linked.push(page),
+                Err(error) => {
+                    self.arena.retire(&pages[linked.len() + 1..]);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(linked)
+    }
+
+    /// Where pages from `first` on lie together on the device, whole, and how many.
+    fn whole_pages(&self, inode: &Inode, first: u64, end: u64) -> Result<Option<(u64, usize)>> {
+        if inode.flags.contains(InodeFlags::INLINE_DATA) {
+            return Ok(None);
+        }
+        // The file's last page may be followed by anything on the device.
+        let end = end.min(inode.size / PAGE);
+        let bits = self.volume.superblock().block_bits;
+        let start = (first * PAGE) >> bits;
+        if end <= first {
+            return Ok(None);
+        }
+        let blocks = ((end * PAGE) >> bits).max(start + 1) - start;
+        let run = self.volume.map(inode, start, blocks)?;
+        let Mapping::Data(block) = run.mapping else { return Ok(None) };
+        let skipped = first * PAGE - (run.logical << bits);
+        let bytes = (run.len << bits).saturating_sub(skipped);
+        let count = (bytes / PAGE).min(end - first) as usize;
+        Ok((count > 0).then_some(((block.0 << bits) + skipped, count)))
+    }
+
+    /// Reads pages through the engine and copies them into frames. Returns the page behind them.
+    fn assemble(
+        &self,
+        inode: &Inode,
+        first: u64,
+        end: u64,
+        refs: &mut Vec<PageRef>,
+    ) -> Result<u64> {
+        let mut bytes = vec![0; ((end - first) * PAGE) as usize];
+        // Short at the file's end: the rest of the last page stays zero.
+        self.volume.read(inode, first * PAGE, &mut bytes)?;
+        for (page, chunk) in (first..end).zip(bytes.chunks(PAGE as usize)) {
+            let mut frame = self.frame()?;
+            frame.bytes()?.fill().copy_from_slice(chunk);
+            refs.push(self.link(key(inode.ino, page)?, frame.publish())?);
+        }
+        Ok(end)
     }
 
     /// Which pages lie in holes altogether.
@@ -178,27 +247,34 @@ impl Owner {
         Ok(holes)
     }
 
-    /// A frame to fill, within the budget: idle pages are taken out for it.
+    /// A frame to fill, within the budget.
     fn frame(&self) -> Result<OwnedFrame> {
-        /// Each try takes out what is idle; pins held by others can make it fail for a while.
-        const TRIES: usize = 64;
-        for _ in 0..TRIES {
-            let (used, budget) = self.usage();
-            if used < budget
-                && let Ok(frame) = self.arena.alloc()
-            {
-                return Ok(frame);
-            }
-            if self.evict() == 0 {
-                std::thread::yield_now();
-            }
-        }
+        self.make_room(1)?;
         Ok(self.arena.alloc()?)
     }
 
-    fn link(&self, key: Key, frame: OwnedFrame) -> Result<PageRef> {
-        let number = frame.number();
-        let page = frame.publish();
+    /// Takes idle pages out until `count` more fit into the budget and the arena has frames for
+    /// them. Pins held by others can make it fall short for a while: then it tries a bounded number
+    /// of times, and allocation says what is wrong.
+    fn make_room(&self, count: usize) -> Result<()> {
+        const TRIES: usize = 64;
+        let mut tries = 0;
+        loop {
+            let (used, budget) = self.usage();
+            let spare = self.arena.usage().free >= count;
+            if used + count <= budget.max(count) && spare || tries == TRIES {
+                return Ok(());
+            }
+            if self.evict() == 0 {
+                self.arena.tick();
+                tries += 1;
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    fn link(&self, key: Key, page: PageRef) -> Result<PageRef> {
+        let number = page.frame;
         loop {
             let mut frames = self.frames.lock();
             let linked = self.pages.lock().link(key, page);
@@ -281,4 +357,9 @@ impl Owner {
         self.arena.retire(&out);
         out.len()
     }
+}
+
+fn key(ino: Ino, page: u64) -> Result<Key> {
+    let beyond = || Error::corrupt(ino, format!("page {page} is beyond every file's end"));
+    Key::new(ino, page).ok_or_else(beyond)
 }

@@ -1,0 +1,156 @@
+//! From an image or block device to a volume that can be served: claimed, protected, recovered.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use oslet::arena::Arena;
+use oslet::id::PageRef;
+use proxydev::backend::engine::Engine;
+use proxydev::backend::file::{FileDevice, FileOptions};
+use proxydev::device::{BlockDevice, Operation};
+
+use crate::engine::store::{BlockSource, Overlay};
+use crate::engine::{Options, Volume, read_superblock};
+use crate::guard::{self, Claim};
+use crate::journal::{self, Report};
+use crate::{Error, Result, mmp};
+
+/// How to open an image.
+#[derive(Clone, Debug, Default)]
+pub struct OpenOptions {
+    /// Never write to it: a journal that needs recovery is replayed in memory.
+    pub read_only: bool,
+    /// The volume's last holder is known to be gone and its I/O ended: do not wait for signs of it.
+    pub take_over: bool,
+    /// Who holds the volume, for others to read.
+    pub holder: String,
+}
+
+/// An image that is ours until this is dropped.
+pub struct Image {
+    device: Arc<FileDevice>,
+    volume: Option<Volume>,
+    report: Option<Report>,
+    held: Option<mmp::Held>,
+    /// Keeps the lock beside the device's copy of the description.
+    _claim: Claim,
+}
+
+impl Image {
+    /// Claims the image at `path`, replays its journal where needed, and opens the volume.
+    ///
+    /// # Errors
+    /// Whatever keeps it from being read, naming the path; nothing is left locked then.
+    pub fn open(
+        path: &Path,
+        engine: &Arc<Engine>,
+        arena: &Arc<Arena>,
+        options: &OpenOptions,
+    ) -> Result<Self> {
+        let named = |error: Error| error.about(path);
+        let claim = guard::claim(path, !options.read_only)?;
+        let file = claim.file().try_clone().map_err(Error::io("duplicate a descriptor"))?;
+        let file_options = FileOptions { read_only: options.read_only, ..FileOptions::default() };
+        let device = FileDevice::from_file(file, path, file_options, engine, arena);
+        let device = Arc::new(device.map_err(|error| named(error.into()))?);
+        let source = DeviceSource {
+            device: Arc::clone(&device) as Arc<dyn BlockDevice>,
+            arena: Arc::clone(arena),
+        };
+        let disk: Arc<dyn BlockSource> = Arc::new(source);
+        let superblock = read_superblock(&*disk).map_err(named)?;
+        superblock.features.access().map_err(named)?;
+        let protection = mmp::Options {
+            node: options.holder.clone(),
+            device: path.display().to_string(),
+            take_over: options.take_over,
+            ..mmp::Options::default()
+        };
+        let held = if options.read_only {
+            mmp::check(&*disk, &superblock, &protection).map_err(named)?;
+            None
+        } else {
+            mmp::hold(&disk, &superblock, &protection).map_err(named)?
+        };
+        let disk: Arc<dyn BlockSource> =
+            if options.read_only { Arc::new(Overlay::new(disk)) } else { disk };
+        let report = journal::recover(&disk).map_err(named)?;
+        let volume = Volume::open(disk, &Options::default()).map_err(named)?;
+        Ok(Self { device, volume: Some(volume), report, held, _claim: claim })
+    }
+
+    /// The volume, to serve; once.
+    pub fn take_volume(&mut self) -> Option<Volume> {
+        self.volume.take()
+    }
+
+    /// What the recovery of its journal did; `None` if there was nothing to recover.
+    pub fn report(&self) -> Option<&Report> {
+        self.report.as_ref()
+    }
+
+    /// The device underneath. A lock on its file proves to a successor that no operation is in
+    /// flight any more.
+    pub fn device(&self) -> &Arc<FileDevice> {
+        &self.device
+    }
+
+    /// Gives the image up.
+    ///
+    /// # Errors
+    /// When its protection against other hosts could not be taken off.
+    pub fn close(mut self) -> Result<()> {
+        match self.held.take() {
+            Some(held) => held.release(),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A device as the storage of a volume.
+pub struct DeviceSource {
+    device: Arc<dyn BlockDevice>,
+    arena: Arc<Arena>,
+}
+
+impl DeviceSource {
+    /// Uses a device; `arena` is where data for writes are put.
+    pub fn new(device: Arc<dyn BlockDevice>, arena: &Arc<Arena>) -> Self {
+        Self { device, arena: Arc::clone(arena) }
+    }
+}
+
+impl BlockSource for DeviceSource {
+    fn size(&self) -> u64 {
+        self.device.info().size
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        Ok(proxydev::sync::read_at(&*self.device, offset, buf)?)
+    }
+
+    fn is_writable(&self) -> bool {
+        !self.device.info().read_only
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
+        Ok(proxydev::sync::write_at(&*self.device, &self.arena, offset, data)?)
+    }
+
+    fn flush(&self) -> Result<()> {
+        Ok(proxydev::sync::flush(&*self.device)?)
+    }
+
+    fn read_pages(&self, offset: u64, pages: usize) -> Result<Option<Vec<PageRef>>> {
+        let len = pages * oslet::limits::FRAME_SIZE;
+        let info = self.device.info();
+        let fits = offset.is_multiple_of(info.block_size.into())
+            && offset.checked_add(len as u64).is_some_and(|end| end <= info.size);
+        let Some(len) = u32::try_from(len).ok().filter(|&len| fits && len <= info.max_transfer)
+        else {
+            return Ok(None);
+        };
+        let data = proxydev::sync::execute(&*self.device, Operation::read(offset, len))?;
+        Ok(data.into_pages().ok())
+    }
+}
