@@ -10,6 +10,7 @@ pub mod guard;
 pub mod id;
 pub mod journal;
 pub mod limits;
+pub mod local;
 pub mod mmp;
 pub mod mount;
 pub mod open;

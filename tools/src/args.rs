@@ -78,6 +78,7 @@ pub(crate) enum Command {
     Shell(cmd::shell::ShellArgs),
     Ps(cmd::ps::PsArgs),
     Kill(cmd::kill::KillArgs),
+    Mount(cmd::mount::MountArgs),
     Completions(cmd::completions::CompletionsArgs),
 }
 

@@ -4,6 +4,7 @@ pub(crate) mod completions;
 pub(crate) mod down;
 pub(crate) mod kill;
 pub(crate) mod ls;
+pub(crate) mod mount;
 pub(crate) mod ps;
 pub(crate) mod run;
 pub(crate) mod runtime;

@@ -23,8 +23,28 @@ fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|word| word == cmd::runtime::COMMAND) {
         return cmd::runtime::main();
     }
+    let result = dispatch();
+    match result {
+        Ok(status) => status,
+        // Whoever reads the output has seen enough.
+        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+fn dispatch() -> anyhow::Result<ExitCode> {
+    let mut words = std::env::args_os();
+    if words.next().is_some_and(|program| cmd::mount::is_helper(&program)) {
+        return cmd::mount::helper(words);
+    }
+    if words.next().is_some_and(|word| word == cmd::mount::SERVE) {
+        return cmd::mount::main(words);
+    }
     let Args { global, command } = Args::parse();
-    let result = match command {
+    match command {
         Command::Up(args) => cmd::up::run(args, &global),
         Command::Down(args) => cmd::down::run(args, &global),
         Command::Ls(args) => cmd::ls::run(args, &global),
@@ -34,14 +54,6 @@ fn main() -> ExitCode {
         Command::Ps(args) => cmd::ps::run(args, &global),
         Command::Kill(args) => cmd::kill::run(args, &global),
         Command::Completions(args) => cmd::completions::run(args, &global),
-    };
-    match result {
-        Ok(status) => status,
-        // Whoever reads the output has seen enough.
-        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error:#}");
-            ExitCode::from(FAILED)
-        }
+        Command::Mount(args) => cmd::mount::run(args, &global),
     }
 }

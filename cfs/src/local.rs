@@ -1,0 +1,111 @@
+//! One volume in one process, without a cluster: `oslet mount`, tests and benchmarks.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use oslet::arena::Arena;
+use oslet::id::{Epoch, OsletId, ParticipantId};
+use oslet::region::{
+    Backing, ClusterId, ControlPage, OwnSegment, Ownership, Paging, Region, SegmentSpec,
+};
+use oslet::rpc::Channel;
+use proxydev::backend::engine::{Engine, EngineOptions};
+
+use crate::cache::Sizes;
+use crate::client::{Client, Connect};
+use crate::open::{Image, OpenOptions};
+use crate::owner::Owner;
+use crate::{Error, Result};
+
+/// Frames kept out of the cache's budget, for requests in flight.
+const SPARE_FRAMES: usize = 1024;
+/// Bytes of table space beside the published tables: the pin counters are added to it.
+const SPARE_SPACE: usize = 256 << 10;
+
+/// A volume that this process alone serves.
+pub struct LocalVolume {
+    client: Arc<Client>,
+    owner: Arc<Owner>,
+    image: Image,
+    engine: Arc<Engine>,
+}
+
+impl LocalVolume {
+    /// Opens the image at `path` with a page cache of about `cache` bytes.
+    pub fn open(path: &Path, cache: u64, options: &OpenOptions) -> Result<Self> {
+        let frames =
+            usize::try_from(cache / oslet::limits::FRAME_SIZE as u64).unwrap_or(usize::MAX);
+        let frames = frames.clamp(256, oslet::limits::MAX_FRAMES - SPARE_FRAMES);
+        let region = region(frames + SPARE_FRAMES, Sizes::of(frames).total())?;
+        let arena = Arena::new(&region);
+        let engine = Engine::new(&region, EngineOptions::default())?;
+        let mut image = Image::open(path, &engine, &arena, options)?;
+        let volume = image.take_volume().ok_or_else(|| Error::Invalid("opened twice".into()))?;
+        let owner = Owner::new(&arena, 0, volume, frames)?;
+        let control = region.control();
+        let before = control.owner(0)?;
+        let me = region.own().participant().oslet;
+        let serving = Ownership { owner: Some((me, region.own().epoch())), ..Ownership::default() };
+        // Nobody else has this control page.
+        let _ = control.change_owner(0, before, serving)?;
+        let client = Client::new(&region, 0, Arc::new(Here(Arc::clone(&owner))))?;
+        Ok(Self { client, owner, image, engine })
+    }
+
+    /// The native interface to it.
+    pub fn client(&self) -> &Arc<Client> {
+        &self.client
+    }
+
+    /// The serving side.
+    pub fn owner(&self) -> &Arc<Owner> {
+        &self.owner
+    }
+
+    /// The image underneath.
+    pub fn image(&self) -> &Image {
+        &self.image
+    }
+
+    /// What the user should know of how disks are used here.
+    pub fn warnings(&self) -> &[String] {
+        self.engine.warnings()
+    }
+
+    /// Gives the image up.
+    ///
+    /// # Errors
+    /// When its protection against other hosts could not be taken off.
+    pub fn close(self) -> Result<()> {
+        self.image.close()
+    }
+}
+
+/// A region of one OSlet.
+fn region(frames: usize, tables: usize) -> Result<Arc<Region>> {
+    let me = ParticipantId::runtime(OsletId::new(0).ok_or(Error::NotFound)?);
+    let control = ControlPage::create(&Backing::Memfd, "local", 1)?;
+    let cluster: ClusterId = control.cluster();
+    let spec = SegmentSpec {
+        participant: me,
+        epoch: Epoch(1),
+        frames,
+        space: tables + 2 * frames + SPARE_SPACE,
+        paging: Paging::default(),
+    };
+    let own = OwnSegment::create(&Backing::Memfd, cluster, &spec)?;
+    Ok(Region::new(control, own, Paging::default())?)
+}
+
+/// The way to an owner in this process.
+struct Here(Arc<Owner>);
+
+impl Connect for Here {
+    fn local(&self, object: u64) -> Option<Arc<Owner>> {
+        (object == self.0.object()).then(|| Arc::clone(&self.0))
+    }
+
+    fn channel(&self, oslet: OsletId, _: Epoch) -> oslet::Result<Arc<Channel>> {
+        Err(oslet::Error::Gone(format!("{oslet:?}")))
+    }
+}
