@@ -1,34 +1,34 @@
 //! What OSlets ask a volume's owner. All arguments are words; bodies are validated archives.
 
 /// First and last kind of this crate's requests.
-pub const KINDS: std::ops::RangeInclusive<u16> = 0x100..=0x1ff;
+pub const KINDS: std::ops::RangeInclusive<u16> = 0x200..=0x2ff;
 
 /// The volume (object number) is always the first argument.
 pub mod kind {
     /// (volume, directory, -), body: a name. Reply: (inode, -, -), body [`super::Record`].
-    pub const LOOKUP: u16 = 0x100;
+    pub const LOOKUP: u16 = 0x200;
     /// (volume, inode, -). Reply body [`super::Record`].
-    pub const GETATTR: u16 = 0x101;
-    /// (volume, inode, page | count << 48). Reply body [`super::Pages`]; fewer than asked for at
-    /// the file's end.
-    pub const READ: u16 = 0x102;
+    pub const GETATTR: u16 = 0x201;
+    /// (volume, inode, page | count << 48). Reply body [`super::Pages`]; fewer than asked for at the
+    /// file's end.
+    pub const READ: u16 = 0x202;
     /// (volume, inode, page). Reply body: the page's bytes, for when references do not last.
-    pub const READ_COPY: u16 = 0x103;
+    pub const READ_COPY: u16 = 0x203;
     /// (volume, inode, -). Reply body: the target.
-    pub const READLINK: u16 = 0x104;
+    pub const READLINK: u16 = 0x204;
     /// (volume, inode, position). Reply body [`super::Listing`].
-    pub const READDIR: u16 = 0x105;
+    pub const READDIR: u16 = 0x205;
     /// (volume, inode, -), body: a name. Reply: (length, -, -), body: the first bytes of the value.
-    pub const GETXATTR: u16 = 0x106;
+    pub const GETXATTR: u16 = 0x206;
     /// (volume, inode, offset), body: a name. Reply body: the value from the offset on.
-    pub const GETXATTR_MORE: u16 = 0x107;
+    pub const GETXATTR_MORE: u16 = 0x207;
     /// (volume, inode, offset). Reply: (length, -, -), body: the names from the offset on, each
     /// with a zero behind it.
-    pub const LISTXATTR: u16 = 0x108;
+    pub const LISTXATTR: u16 = 0x208;
     /// (volume, -, -). Reply body [`super::StatFsBody`].
-    pub const STATFS: u16 = 0x109;
+    pub const STATFS: u16 = 0x209;
     /// (volume, inode, offset | data << 63). Reply: (offset, -, -).
-    pub const SEEK: u16 = 0x10a;
+    pub const SEEK: u16 = 0x20a;
 }
 
 /// Bytes of a reply's body that are used for data.
