@@ -1,5 +1,7 @@
 //! `up`, `ls`, `show`, `down` as a user calls them.
 
+#![forbid(unsafe_code)]
+
 use std::path::Path;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -44,7 +46,8 @@ fn a_cluster_goes_up_survives_a_kill_and_goes_down() {
     let _down = Down(directory);
     std::fs::write(
         directory.join("oslet.toml"),
-        "[region]\nsize = \"64M\"\n[[oslet]]\nname = \"o0\"\nrestart = true\n[[oslet]]\nname = \"o1\"\n",
+        "[region]\nsize = \"64M\"\n[[oslet]]\nname = \"o0\"\nrestart = true\n\
+         [[oslet]]\nname = \"o1\"\n",
     )
     .unwrap();
     for command in [&["ls"][..], &["down"], &["show", "o0"]] {
