@@ -9,8 +9,8 @@ pub mod kind {
     pub const LOOKUP: u16 = 0x200;
     /// (volume, inode, -). Reply body [`super::Record`].
     pub const GETATTR: u16 = 0x201;
-    /// (volume, inode, page | count << 48). Reply body [`super::Pages`]; fewer than asked for at the
-    /// file's end.
+    /// (volume, inode, page | count << 48). Reply body [`super::Pages`]; fewer than asked for at
+    /// the file's end.
     pub const READ: u16 = 0x202;
     /// (volume, inode, page). Reply body: the page's bytes, for when references do not last.
     pub const READ_COPY: u16 = 0x203;

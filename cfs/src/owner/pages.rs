@@ -134,8 +134,8 @@ impl Owner {
         Ok(())
     }
 
-    /// Links the pages of a claimed range: holes to the page of zeros, whole pages that lie together
-    /// on the device by reading them into frames, the rest by assembling them.
+    /// Links the pages of a claimed range: holes to the page of zeros, whole pages that lie
+    /// together on the device by reading them into frames, the rest by assembling them.
     fn fill_claimed(&self, inode: &Inode, first: u64, end: u64) -> Result<Vec<PageRef>> {
         let holes = self.hole_pages(inode, first, end)?;
         let mut refs = Vec::with_capacity(holes.len());
