@@ -256,14 +256,15 @@ impl Client {
             return find(&view);
         }
         drop(view);
-        find(&*self.refresh().ok()?)
+        find(&*self.refresh(false).ok()?)
     }
 
-    /// The view of the present owner.
-    fn refresh(&self) -> Result<Arc<View>> {
+    /// The view of the present owner; if asked for, one through which it can be asked. What a dead
+    /// owner has published stays in use until there is another.
+    fn refresh(&self, to_ask: bool) -> Result<Arc<View>> {
         let _one = self.refreshing.lock();
         let view = self.view.load_full();
-        if view.is_current(&self.region, self.object) {
+        if view.is_current(&self.region, self.object) && !(to_ask && view.is_cut_off()) {
             return Ok(view);
         }
         let view = Arc::new(View::of(&self.region, self.object, &*self.connect)?);
@@ -275,7 +276,7 @@ impl Client {
     fn ask(&self, request: u16, ino: Ino, argument: u64, body: &[u8]) -> Result<Answer> {
         let deadline = Instant::now() + limits::OWNER_WAIT;
         loop {
-            let error = match self.refresh() {
+            let error = match self.refresh(true) {
                 Ok(view) => match self.ask_owner(&view, request, ino, argument, body) {
                     Err(Error::Cluster(error @ oslet::Error::Gone(_))) => Error::Cluster(error),
                     answer => return answer,

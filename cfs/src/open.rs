@@ -33,7 +33,7 @@ pub struct Image {
     report: Option<Report>,
     held: Option<mmp::Held>,
     /// Keeps the lock beside the device's copy of the description.
-    _claim: Claim,
+    claim: Claim,
 }
 
 impl Image {
@@ -76,12 +76,17 @@ impl Image {
             if options.read_only { Arc::new(Overlay::new(disk)) } else { disk };
         let report = journal::recover(&disk).map_err(named)?;
         let volume = Volume::open(disk, &Options::default()).map_err(named)?;
-        Ok(Self { device, volume: Some(volume), report, held, _claim: claim })
+        Ok(Self { device, volume: Some(volume), report, held, claim })
     }
 
     /// The volume, to serve; once.
     pub fn take_volume(&mut self) -> Option<Volume> {
         self.volume.take()
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        self.claim.path()
     }
 
     /// What the recovery of its journal did; `None` if there was nothing to recover.

@@ -5,6 +5,7 @@ mod args;
 mod cmd;
 mod output;
 mod user;
+mod volumes;
 
 use std::process::ExitCode;
 

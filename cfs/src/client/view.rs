@@ -74,6 +74,11 @@ impl View {
             && region.control().owner(object as usize).is_ok_and(|now| now.owner == self.owner)
     }
 
+    /// Whether the owner can no longer be asked this way.
+    pub(super) fn is_cut_off(&self) -> bool {
+        matches!(&self.route, Route::Remote(channel) if channel.is_closed())
+    }
+
     /// The index that holds names as long as this one.
     pub(super) fn names(&self, name: &Name<'_>) -> Option<&NameIndex<Ro<AtomicU64>>> {
         if name.is_long() { self.long.as_ref() } else { self.short.as_ref() }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -12,10 +13,12 @@ use oslet::container::{self, Global, Init, Program, Tmp};
 use oslet::control_socket::Connection;
 use oslet::launcher::{self, Start};
 use oslet::plan::{OsletPlan, Plan};
-use oslet::runtime::{Handle, Runtime};
+use oslet::runtime::{Handle, Runtime, Service};
 use oslet::state::State;
 use oslet::sys::numa::{self, Policy};
 use oslet::wire::Message;
+
+use crate::volumes::VolumeService;
 
 /// The argument by which the program knows that it is a runtime.
 pub(crate) const COMMAND: &str = "__runtime";
@@ -59,6 +62,7 @@ struct Inside {
     cgroup: Cgroup,
     init: Init,
     directory: PathBuf,
+    volumes: Arc<VolumeService>,
 }
 
 fn serve(start: &mut Start) -> anyhow::Result<(Serving, Vec<String>)> {
@@ -71,7 +75,14 @@ fn serve(start: &mut Start) -> anyhow::Result<(Serving, Vec<String>)> {
     let control = start.control.file().try_clone()?;
     let control = oslet::region::ControlPage::open(control)?;
     let runtime = Runtime::join(spec, control, Some(start.lock.try_clone()?))?;
-    match make_inside(&plan, oslet, runtime.handle()) {
+    let inside =
+        VolumeService::start(&plan, oslet, runtime.handle()).and_then(|(service, more)| {
+            notes.extend(more);
+            // Before the mount: others ask as soon as they know who owns a volume.
+            runtime.add_service(Arc::clone(&service) as Arc<dyn Service>);
+            make_inside(&plan, oslet, runtime.handle(), service)
+        });
+    match inside {
         Ok((inside, more)) => {
             notes.extend(more);
             Ok((Serving { runtime, inside }, notes))
@@ -81,6 +92,19 @@ fn serve(start: &mut Start) -> anyhow::Result<(Serving, Vec<String>)> {
             let _ = runtime.leave(false);
             Err(error)
         }
+    }
+}
+
+/// What /global is: the root volume through FUSE, where the machine lets us.
+fn global(plan: &Plan) -> Global {
+    match VolumeService::root(plan) {
+        Some(_) => Global::Fuse {
+            source: format!("oslet:{}", plan.cluster),
+            subtype: "cfs".into(),
+            options: "allow_other,default_permissions".into(),
+            read_only: true,
+        },
+        None => Global::Empty,
     }
 }
 
@@ -105,6 +129,7 @@ fn make_inside(
     plan: &Plan,
     oslet: &OsletPlan,
     handle: &Handle,
+    volumes: Arc<VolumeService>,
 ) -> anyhow::Result<(Inside, Vec<String>)> {
     let hierarchies = Hierarchies::detect()?;
     let (cpus, nodes) = (&oslet.cpus, &oslet.nodes);
@@ -130,10 +155,18 @@ fn make_inside(
             ltmp_bytes: oslet.memory / 4,
             directory: handle.spec().directory.clone(),
             devices: Vec::new(),
-            global: Global::Empty,
-            gtmp: PathBuf::from("tmp"),
+            global: global(plan),
+            gtmp: PathBuf::from(".gtmp"),
         };
-        let init = container::start(&Program::default(), &spec, |_| Ok(()))?;
+        let mut transport = None;
+        let serve = |device| {
+            let Some(root) = VolumeService::root(plan) else { return Ok(()) };
+            let served = volumes.serve_mount(device, root, oslet);
+            transport = Some(served.map_err(|e| oslet::Error::Invalid(format!("/global: {e:#}")))?);
+            Ok(())
+        };
+        let init = container::start(&Program::default(), &spec, serve)?;
+        notes.extend(transport.map(|transport| format!("/global is served over {transport}")));
         notes.extend_from_slice(init.notes());
         let user = rustix::process::geteuid().as_raw();
         let group = rustix::process::getegid().as_raw();
@@ -154,7 +187,7 @@ fn make_inside(
         Ok(init)
     };
     match start() {
-        Ok(init) => Ok((Inside { cgroup, init, directory }, notes)),
+        Ok(init) => Ok((Inside { cgroup, init, directory, volumes }, notes)),
         Err(error) => {
             // As far as it goes: the first error is the one to report.
             let _ = cgroup.kill(STOP_LIMIT).and_then(|()| cgroup.remove(STOP_LIMIT));
@@ -169,6 +202,7 @@ impl Inside {
         self.init.stop(STOP_LIMIT)?;
         drop(self.init);
         self.cgroup.kill(STOP_LIMIT)?;
+        self.volumes.end_mount()?;
         Ok(self.cgroup.remove(STOP_LIMIT)?)
     }
 }

@@ -1,5 +1,6 @@
 //! `oslet up`: make a cluster.
 
+mod image;
 mod launch;
 mod show;
 

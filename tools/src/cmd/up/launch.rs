@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::Context as _;
+use oslet::config::Source;
 use oslet::launcher::{Cluster, ClusterSpec, Report};
 use oslet::member::heartbeat::Timing;
 use oslet::plan::Plan;
@@ -33,6 +34,10 @@ pub(super) fn run(plan: &Plan, directory: &Path, detach: bool) -> anyhow::Result
         rustix::process::setsid().context("new session")?;
     }
     let directory = &std::path::absolute(directory)?;
+    let plan = &with_absolute_paths(plan)?;
+    for line in super::image::make(plan)? {
+        output::text(&format!("{line}\n"))?;
+    }
     let mut cluster = Cluster::create(spec(plan, directory))?;
     let path = directory.join(PLAN);
     fs::write(&path, serde_json::to_vec_pretty(plan)?)
@@ -49,6 +54,17 @@ pub(super) fn run(plan: &Plan, directory: &Path, detach: bool) -> anyhow::Result
         Some(error) if !output::is_broken_pipe(&error) => Err(error),
         _ => Ok(ExitCode::SUCCESS),
     }
+}
+
+/// Runtimes that are started again must find the same files wherever they are.
+fn with_absolute_paths(plan: &Plan) -> anyhow::Result<Plan> {
+    let mut plan = plan.clone();
+    for device in &mut plan.devices {
+        if let Source::Path { path, .. } = &mut device.source {
+            *path = std::path::absolute(&*path)?;
+        }
+    }
+    Ok(plan)
 }
 
 fn spec(plan: &Plan, directory: &Path) -> ClusterSpec {
