@@ -17,7 +17,8 @@ const TREE: [(&str, &str); 4] = [
     (
         "README",
         "This is the global filesystem of an OSlet cluster: one ext4 image, read from every\n\
-         OSlet at /global. Its cached pages lie in memory that all OSlets share; each is read from\n\
+         OSlet at /global. Its cached pages lie in memory that all OSlets share; each is read \
+         from\n\
          there by reference, and no OSlet keeps a copy.\n\n\
          oslet run o0 cat /global/README    and the same from o1: these very bytes\n\
          oslet show o0                      who owns the volume, and how much of it is cached\n\
