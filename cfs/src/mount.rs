@@ -33,6 +33,8 @@
 mod abi;
 mod dev;
 mod dispatch;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 pub mod mountpoint;
 mod negotiate;
 mod notify;

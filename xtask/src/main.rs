@@ -6,6 +6,7 @@ use std::process::{Command, ExitCode};
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
+mod fuzz;
 mod packages;
 mod report;
 mod run;
@@ -30,6 +31,13 @@ enum Task {
     #[command(after_help = "The last line is `N passed, N failed, N skipped`. Exit status: 0 all \
         passed, 1 something failed, 2 a package or tool is missing.")]
     Test(test::Options),
+    /// Run the fuzz targets on seeds cut out of real images.
+    #[command(
+        after_help = "Inputs that were worth keeping stay in fuzz/corpus, those that crash in \
+        fuzz/artifacts: `cargo xtask fuzz TARGET` runs on from there. Exit status: 0 nothing \
+        crashed, 1 something did, 2 the targets could not be run."
+    )]
+    Fuzz(fuzz::Options),
     /// Measure in a release build; arguments are passed on.
     Bench {
         /// Arguments of the benchmarks.
@@ -42,6 +50,7 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Task::Tidy => tidy::run(),
         Task::Test(options) => test::run(&options),
+        Task::Fuzz(options) => fuzz::run(&options),
         Task::Bench { arguments } => bench(&arguments),
     };
     outcome.unwrap_or_else(|error| {

@@ -118,6 +118,13 @@ pub(crate) const STEPS: &[Step] = &[
         tests_at_least: 1,
         ..CHECK
     },
+    Step {
+        name: "fuzz",
+        why: "input that makes a parser panic, hang or take too much memory",
+        commands: &["cargo xtask fuzz"],
+        limit_s: (600, 4 * 3600),
+        ..CHECK
+    },
 ];
 
 impl Step {

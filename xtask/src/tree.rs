@@ -63,7 +63,8 @@ pub(crate) fn files(root: &Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-fn walk(root: &Path) -> anyhow::Result<Vec<PathBuf>> {
+/// The files below a directory, relative to it; build output and git's own are left out.
+pub(crate) fn walk(root: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut left = vec![root.to_owned()];
     while let Some(dir) = left.pop() {

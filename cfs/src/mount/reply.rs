@@ -284,7 +284,7 @@ pub(super) enum Channel {
     /// Left in the ring's buffers.
     Ring(Slot),
     /// Kept for a test to look at.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     Kept(std::sync::mpsc::Sender<(i32, Vec<u8>)>),
 }
 
@@ -300,7 +300,7 @@ impl Pending {
             // Failing to refuse means that nobody waits for it any more.
             Channel::Device(device) => drop(rustix::io::write(&device, header.as_bytes())),
             Channel::Ring(slot) => slot.commit(&zerocopy::transmute!(header), 0),
-            #[cfg(test)]
+            #[cfg(any(test, fuzzing))]
             Channel::Kept(kept) => kept.send((header.error, Vec::new())).unwrap(),
         }
     }
@@ -323,7 +323,7 @@ impl Pending {
                 }
                 None => Self { channel: Channel::Ring(slot), unique }.error(Errno::IO),
             },
-            #[cfg(test)]
+            #[cfg(any(test, fuzzing))]
             Channel::Kept(kept) => {
                 let mut all = vec![0; len];
                 copy(pieces, &mut all);
