@@ -10,7 +10,7 @@
 //! root = "host"
 //!
 //! [region]
-//! size = "4G"                    # default: a quarter of the free memory, at most 64G
+//! size = "4G"                    # default: a sixteenth of the free memory, at most 16G
 //! backing = "memfd"              # or "hugetlb", or the path of a file: "/dev/shm/x"
 //! huge = false                   # huge pages
 //! prefault = false               # bring all memory in at start

@@ -10,9 +10,9 @@ use crate::limits;
 use crate::region::{Backing, HUGE_PAGE};
 use crate::topology::{HugePages, Topology};
 
-/// The region. Without a size in the configuration it takes a quarter of the free memory (half of
-/// the free huge pages with `hugetlb`), but at most 64 GiB, and where a quarter is less than 16 MiB
-/// an OSlet up to half.
+/// The region. Without a size in the configuration it takes a sixteenth of the free memory (half
+/// of the free huge pages with `hugetlb`), but at most 16 GiB, and where a sixteenth is less than
+/// 16 MiB an OSlet up to half: all of it is reserved at start, which takes about a second a GiB.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RegionPlan {
     /// Bytes of all runtimes' segments together.
@@ -64,7 +64,7 @@ impl RegionPlan {
 }
 
 /// The most that is taken unasked.
-const MOST_BY_DEFAULT: u64 = 64 << 30;
+const MOST_BY_DEFAULT: u64 = 16 << 30;
 /// What an OSlet should have unasked.
 const FAIR_SEGMENT: u64 = 16 << 20;
 /// Bytes of the largest segment: its frames can be named.
@@ -86,7 +86,7 @@ pub(super) fn plan(config: &Config, topology: &Topology, problems: &mut Problems
     let size = match &wanted.size {
         Some(size) => size.value,
         None if pool => (free / 2).min(MOST_BY_DEFAULT),
-        None => (free / 4).max((oslets * FAIR_SEGMENT).min(free / 2)).min(MOST_BY_DEFAULT),
+        None => (free / 16).max((oslets * FAIR_SEGMENT).min(free / 2)).min(MOST_BY_DEFAULT),
     };
     let segment = size / oslets / page * page;
     let line = wanted.size.as_ref().and_then(|size| size.line).or(wanted.backing.line);

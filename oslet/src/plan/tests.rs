@@ -42,11 +42,11 @@ fn the_region_follows_free_memory() {
         tree.set("proc/meminfo", format!("MemTotal: {kib} kB\nMemAvailable: {kib} kB\n"));
         plan(text, &Topology::read(&tree).unwrap()).map(|plan| plan.region.size >> 20)
     };
-    assert_eq!(region(8 << 20, ""), Ok(2 << 10), "a quarter");
-    assert_eq!(region(1 << 30, ""), Ok(64 << 10), "but no more than that");
+    assert_eq!(region(8 << 20, ""), Ok(512), "a sixteenth");
+    assert_eq!(region(1 << 30, ""), Ok(16 << 10), "but no more than that");
     assert_eq!(region(100 << 10, ""), Ok(32), "16 MiB each");
     assert_eq!(region(40 << 10, ""), Ok(20), "or half of it");
-    assert_eq!(region(8 << 20, "oslets = 64"), Ok(2 << 10));
+    assert_eq!(region(8 << 20, "oslets = 64"), Ok(1 << 10));
     let message = region(100 << 10, "oslets = 64").unwrap_err();
     assert!(
         message.ends_with(
