@@ -37,6 +37,8 @@ const CHECK: Step = Step {
     skipped_if: None,
 };
 
+const VALGRIND: &str = "valgrind --quiet --error-exitcode=99";
+
 /// All steps, the quick ones first.
 pub(crate) const STEPS: &[Step] = &[
     Step {
@@ -116,6 +118,22 @@ pub(crate) const STEPS: &[Step] = &[
         environment: &[("RUSTFLAGS", "--cfg loom"), ("CARGO_PROFILE_TEST_DEBUG", "0")],
         own_target: Some("loom"),
         tests_at_least: 1,
+        ..CHECK
+    },
+    Step {
+        name: "memcheck",
+        why: "memory errors in the region's code, which Miri cannot run",
+        // The programs of the step `test`, so that nothing is built once more. Rings between
+        // threads are left out: valgrind runs one thread at a time, and they wait for each other.
+        commands: &[
+            "cargo test --package oslet --lib -- region:: arena:: hazard:: ring:: publish::",
+        ],
+        environment: &[
+            ("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER", VALGRIND),
+            ("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER", VALGRIND),
+        ],
+        limit_s: (300, 600),
+        tests_at_least: 15,
         ..CHECK
     },
     Step {
