@@ -61,13 +61,16 @@ impl Owner {
             zeros.bytes()?.fill().fill(0);
             zeros.publish()
         };
+        let small = || Error::Invalid(format!("{frames} frames are too few for a volume"));
         let pages = PageIndex::new(table(kind::PAGES, sizes.pages)?, sizes.pages);
+        let pages = pages.ok_or_else(small)?;
         let inodes = InodeTable::new(table(kind::INODES, sizes.inodes)?, sizes.inodes);
+        let inodes = inodes.ok_or_else(small)?;
         let short = table(kind::SHORT_NAMES, sizes.short_names)?;
         let long = table(kind::LONG_NAMES, sizes.long_names)?;
         let names = Names {
-            short: NameIndex::new(short, sizes.short_names, false),
-            long: NameIndex::new(long, sizes.long_names, true),
+            short: NameIndex::new(short, sizes.short_names, false).ok_or_else(small)?,
+            long: NameIndex::new(long, sizes.long_names, true).ok_or_else(small)?,
         };
         Ok(Arc::new(Self {
             object,

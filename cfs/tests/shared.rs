@@ -51,6 +51,8 @@ struct Cluster {
     remote: Arc<Client>,
     owner: Arc<Owner>,
     arena: Arc<Arena>,
+    /// The segment of a third OSlet, which all have mapped.
+    neighbour: Arc<OwnSegment>,
     _server: Arc<Server>,
 }
 
@@ -59,7 +61,7 @@ fn oslet(index: usize) -> OsletId {
 }
 
 fn cluster(image: Vec<u8>, frames: usize, budget: usize) -> Cluster {
-    let control = ControlPage::create(&Backing::Memfd, "shared", 2).unwrap();
+    let control = ControlPage::create(&Backing::Memfd, "shared", 3).unwrap();
     let join = |index: usize, frames: usize| {
         let spec = SegmentSpec {
             participant: ParticipantId::runtime(oslet(index)),
@@ -72,8 +74,13 @@ fn cluster(image: Vec<u8>, frames: usize, budget: usize) -> Cluster {
         let control = ControlPage::open(control.file().try_clone().unwrap()).unwrap();
         Region::new(control, own, Paging::default()).unwrap()
     };
-    let (a, b) = (join(0, frames), join(1, 16));
+    let (a, b, c) = (join(0, frames), join(1, 16), join(2, 16));
     let id = |index| ParticipantId::runtime(oslet(index));
+    c.map(&a.own().reader().unwrap(), id(0), Epoch(1)).unwrap();
+    for region in [&a, &b] {
+        region.map(&c.own().reader().unwrap(), id(2), Epoch(1)).unwrap();
+    }
+    let neighbour = Arc::clone(c.own());
     a.map(&b.own().reader().unwrap(), id(1), Epoch(1)).unwrap();
     b.map(&a.own().reader().unwrap(), id(0), Epoch(1)).unwrap();
     let source = Arc::new(MemSource::new(image));
@@ -92,7 +99,7 @@ fn cluster(image: Vec<u8>, frames: usize, budget: usize) -> Cluster {
     let way = |local, channel| Arc::new(Way { local, channel });
     let local = Client::new(&a, 0, way(Some(Arc::clone(&owner)), None)).unwrap();
     let remote = Client::new(&b, 0, way(None, Some(channel))).unwrap();
-    Cluster { local, remote, owner, arena, _server: server }
+    Cluster { local, remote, owner, arena, neighbour, _server: server }
 }
 
 /// A tree with files of many sizes, made into an image.
@@ -267,4 +274,90 @@ fn without_an_owner_what_is_cached_stays_readable() {
     let mut buf = vec![0; 1000];
     assert_eq!(file.read(4096, &mut buf).unwrap(), 1000);
     std::thread::sleep(Duration::from_millis(1));
+}
+
+/// Deterministic noise.
+fn noise(seed: &mut u64) -> u64 {
+    *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+    seed.rotate_left(32)
+}
+
+fn scribble(segment: &OwnSegment, seed: &mut u64, words: usize) {
+    let all = segment.words_mut(0, segment.len() / 8).unwrap();
+    for _ in 0..words {
+        let at = noise(seed) as usize % all.len();
+        all.store(at, noise(seed), std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_neighbour_full_of_noise_changes_nothing_of_a_healthy_owner() {
+    let files = tree();
+    let cluster = cluster(image(&files, &[]), 2048, 2000);
+    let mut seed = 1;
+    for _ in 0..8 {
+        scribble(&cluster.neighbour, &mut seed, 200_000);
+        check(&cluster.remote, &files);
+        check(&cluster.local, &files);
+    }
+}
+
+/// Answers every request with an error, or with noise.
+struct Hostile(std::sync::atomic::AtomicU64);
+
+impl Handler for Hostile {
+    fn handle(&self, request: Request, replier: Replier) {
+        let mut seed = self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        if seed.is_multiple_of(2) {
+            return replier.error((noise(&mut seed) % 140) as i32);
+        }
+        let len = noise(&mut seed) as usize % 2000;
+        let body: Vec<u8> = (0..len).map(|_| noise(&mut seed) as u8).collect();
+        replier.ok([noise(&mut seed), noise(&mut seed), request.args[1]], &body);
+    }
+
+    fn broken(&self, _: ParticipantId, _: Epoch, _: oslet::Error) {}
+}
+
+/// An owner whose tables are noise and whose answers are errors or noise: any result will do but a
+/// panic, a hang, or memory outside the region.
+#[test]
+fn an_owner_full_of_noise_harms_no_reader() {
+    let files = tree();
+    let cluster = cluster(image(&files, &[]), 2048, 2000);
+    check(&cluster.remote, &files);
+    let home = cluster.arena.region();
+    let server = Server::new(home, Arc::new(Hostile(1.into())));
+    let pending =
+        PendingChannel::new(cluster.remote.region(), home.own().participant(), Epoch(1)).unwrap();
+    let answer = server.accept(ParticipantId::runtime(oslet(1)), Epoch(1), pending.offer());
+    let channel = pending.open(answer.unwrap()).unwrap();
+    let way = Way { local: None, channel: Some(channel) };
+    let victim = Client::new(cluster.remote.region(), 0, Arc::new(way)).unwrap();
+    let tables = home.segment(home.own().participant()).unwrap();
+    let mut seed = 7;
+    let (mut failed, mut read) = (0, 0);
+    for round in 0..200 {
+        for kind in 0x1001..=0x1004 {
+            let table = tables.table(kind, 0).unwrap();
+            let words = home.own().words_mut(table.offset, table.len / 8).unwrap();
+            for _ in 0..words.len() / 50 {
+                let at = noise(&mut seed) as usize % words.len();
+                words.store(at, noise(&mut seed), std::sync::atomic::Ordering::Relaxed);
+            }
+        }
+        for name in files.keys().skip(round % 7).step_by(7) {
+            let result = victim.open(name.as_bytes()).and_then(|file| {
+                let mut buf = vec![0; 64 << 10];
+                file.read(0, &mut buf)?;
+                victim.listxattr(file.ino())?;
+                victim.readdir(Ino::ROOT, 0).map(drop)
+            });
+            match result {
+                Ok(()) => read += 1,
+                Err(_) => failed += 1,
+            }
+        }
+    }
+    assert!(failed > 100, "{failed} failed, {read} read: nothing was noisy");
 }

@@ -26,9 +26,10 @@ impl InodeTable<()> {
 }
 
 impl<W: ReadWords> InodeTable<W> {
-    /// The table that `len` bytes of words hold.
-    pub fn new(words: W, len: usize) -> Self {
-        Self { words, sets: len / (WAYS * ENTRY_WORDS * 8) }
+    /// The table that `len` bytes of words hold; `None` if they are too few for any.
+    pub fn new(words: W, len: usize) -> Option<Self> {
+        let sets = len / (WAYS * ENTRY_WORDS * 8);
+        (sets > 0).then_some(Self { words, sets })
     }
 
     /// What is published of an inode.

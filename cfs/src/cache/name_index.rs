@@ -75,10 +75,11 @@ impl NameIndex<()> {
 }
 
 impl<W: ReadWords> NameIndex<W> {
-    /// The index that `len` bytes of words hold.
-    pub fn new(words: W, len: usize, long: bool) -> Self {
+    /// The index that `len` bytes of words hold; `None` if they are too few for any.
+    pub fn new(words: W, len: usize, long: bool) -> Option<Self> {
         let entry_words = entry_words(long);
-        Self { words, sets: len / (WAYS * entry_words * 8), entry_words }
+        let sets = len / (WAYS * entry_words * 8);
+        (sets > 0).then_some(Self { words, sets, entry_words })
     }
 
     /// What is known of a name: the inode that it leads to, or that there is none (`Some(None)`).

@@ -62,9 +62,10 @@ impl PageIndex<()> {
 }
 
 impl<W: ReadWords> PageIndex<W> {
-    /// The index that `len` bytes of words hold.
-    pub fn new(words: W, len: usize) -> Self {
-        Self { words, buckets: len / (BUCKET_WORDS * 8) }
+    /// The index that `len` bytes of words hold; `None` if they are too few for any.
+    pub fn new(words: W, len: usize) -> Option<Self> {
+        let buckets = len / (BUCKET_WORDS * 8);
+        (buckets > 0).then_some(Self { words, buckets })
     }
 
     /// The link under `key`.

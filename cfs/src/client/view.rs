@@ -60,10 +60,11 @@ impl View {
         Ok(Self {
             owner: Some((oslet, epoch)),
             route,
-            pages: Some(PageIndex::new(pages.0, pages.1)),
-            inodes: Some(InodeTable::new(inodes.0, inodes.1)),
-            short: Some(NameIndex::new(short.0, short.1, false)),
-            long: Some(NameIndex::new(long.0, long.1, true)),
+            // One that is too small holds nothing: what is not found is asked for.
+            pages: PageIndex::new(pages.0, pages.1),
+            inodes: InodeTable::new(inodes.0, inodes.1),
+            short: NameIndex::new(short.0, short.1, false),
+            long: NameIndex::new(long.0, long.1, true),
         })
     }
 

@@ -68,6 +68,23 @@ pub(super) struct Fills {
     done: Condvar,
 }
 
+/// Lets the waiters for claimed pages go on, however the filling ended.
+struct Release<'f> {
+    fills: &'f Fills,
+    ino: Ino,
+    pages: std::ops::Range<u64>,
+}
+
+impl Drop for Release<'_> {
+    fn drop(&mut self) {
+        let mut pages = self.fills.pages.lock();
+        for page in self.pages.clone() {
+            pages.remove(&(self.ino, page));
+        }
+        self.fills.done.notify_all();
+    }
+}
+
 impl Owner {
     /// References to `count` pages of a file from `first` on, read in where they are not cached;
     /// fewer at its end. Reads ahead when the page before is cached.
@@ -85,7 +102,7 @@ impl Owner {
                     at += 1;
                 }
                 None => {
-                    let until = last.saturating_add(ahead).min(end).min(at + FILL_PAGES);
+                    let until = last.saturating_add(ahead).min(end).min(at + self.fill_pages());
                     self.fill(&inode, at, until, &mut found)?;
                     // What another thread was reading is found, or read, in the next turn.
                     while found.contains_key(&at) {
@@ -95,6 +112,12 @@ impl Owner {
             }
         }
         Ok((first..last).map_while(|page| found.get(&page).copied()).collect())
+    }
+
+    /// Pages to read at a time: a small cache is not swept out for one of them.
+    fn fill_pages(&self) -> u64 {
+        let (_, budget) = self.usage();
+        FILL_PAGES.min(budget as u64 / 4).max(1)
     }
 
     fn find(&self, ino: Ino, page: u64) -> Option<PageRef> {
@@ -123,13 +146,9 @@ impl Owner {
             pages.extend((first..until).map(|page| (ino, page)));
             first..until
         };
+        let release = Release { fills: &self.fills, ino, pages: claimed.clone() };
         let filled = self.fill_claimed(inode, claimed.start, claimed.end);
-        let mut pages = self.fills.pages.lock();
-        for page in claimed.clone() {
-            pages.remove(&(ino, page));
-        }
-        self.fills.done.notify_all();
-        drop(pages);
+        drop(release);
         found.extend(claimed.zip(filled?));
         Ok(())
     }
