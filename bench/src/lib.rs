@@ -50,7 +50,7 @@ pub struct Options {
     /// Where images and files to measure are made; 4 GiB are needed.
     #[arg(long, value_name = "DIR")]
     pub scratch: Option<PathBuf>,
-    /// Keep the rows, the raw numbers and the machine's description as DIR/<date>-<NAME>.json.
+    /// Keep the rows, the raw numbers and the machine's description as DIR/DATE-NAME.json.
     #[arg(long, value_name = "NAME", conflicts_with = "quick")]
     pub record: Option<String>,
     /// Where records are kept.

@@ -19,7 +19,7 @@ struct Record<'a> {
     samples: &'a [Samples],
 }
 
-/// Writes `dir/<date>-<name>.json`; an existing record is never overwritten.
+/// Writes `dir/DATE-NAME.json`; an existing record is never overwritten.
 pub(crate) fn keep(
     dir: &Path,
     name: &str,

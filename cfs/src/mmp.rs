@@ -258,7 +258,12 @@ impl Block {
                 node(&before)
             )));
         }
-        if sequence == CLEAN || options.take_over {
+        let mine = options.take_over && !options.node.is_empty() && {
+            let mut node = before.node;
+            fill(&mut node, &options.node);
+            node == before.node
+        };
+        if sequence == CLEAN || mine {
             return Ok(Duration::ZERO);
         }
         if sequence > MAX {

@@ -104,7 +104,7 @@ impl VolumeService {
         let options = OpenOptions {
             // Another incarnation of this OSlet was fenced before this one could join.
             take_over: handle.epoch() > Epoch(1),
-            holder: format!("oslet {}", plan.cluster),
+            holder: holder(&plan.cluster),
             ..OpenOptions::default()
         };
         let named = || format!("volume \"{}\"", volume.name);
@@ -258,6 +258,12 @@ impl Service for VolumeService {
         let count = self.images.lock().len() as u32;
         (count, count)
     }
+}
+
+/// Who holds a volume, for other machines to read: this one, and the cluster on it.
+fn holder(cluster: &str) -> String {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    format!("{host} oslet {cluster}")
 }
 
 /// How a client in this runtime reaches owners.

@@ -193,8 +193,14 @@ impl Owner {
     fn link_all(&self, ino: Ino, first: u64, pages: &[PageRef]) -> Result<Vec<PageRef>> {
         let mut linked = Vec::with_capacity(pages.len());
         for (number, &page) in (first..).zip(pages) {
-            let done = key(ino, number).and_then(|key| self.link(key, page));
-            match done {
+            let key = match key(ino, number) {
+                Ok(key) => key,
+                Err(error) => {
+                    self.arena.retire(&pages[linked.len()..]);
+                    return Err(error);
+                }
+            };
+            match self.link(key, page) {
                 Ok(page) => linked.push(page),
                 Err(error) => {
                     self.arena.retire(&pages[linked.len() + 1..]);

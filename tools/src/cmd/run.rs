@@ -12,7 +12,7 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use oslet::container::enter::{Command, Directory, Entered, StartError, Target};
@@ -69,8 +69,24 @@ pub(crate) fn run(args: RunArgs, global: &Global) -> Result<ExitCode> {
 
 /// The OSlet of that name, to be entered.
 pub(crate) fn target(global: &Global, name: &str) -> Result<Target> {
-    Ok(Target::open(state::find(&global.running(), name)?)?)
+    let directory = global.running();
+    let deadline = Instant::now() + START_LIMIT;
+    loop {
+        match state::find(&directory, name).and_then(Target::open) {
+            Ok(target) => return Ok(target),
+            // Its files are there and it is not: it may be on its way back.
+            Err(_) if Instant::now() < deadline && directory.join(name).is_dir() => {
+                std::thread::sleep(START_POLL);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
+
+/// How long an OSlet that has ended is waited for, in case it is being started again.
+const START_LIMIT: Duration = Duration::from_secs(3);
+/// How often it is looked for.
+const START_POLL: Duration = Duration::from_millis(20);
 
 /// All but the program.
 pub(crate) fn command(

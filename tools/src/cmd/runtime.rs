@@ -74,6 +74,8 @@ fn serve(start: &mut Start) -> anyhow::Result<(Serving, Vec<String>)> {
     let spec = start.spec.clone();
     let control = start.control.file().try_clone()?;
     let control = oslet::region::ControlPage::open(control)?;
+    // What an earlier incarnation has left would lead commands into an inside that is gone.
+    State::remove(&spec.directory.join(&oslet.name))?;
     let runtime = Runtime::join(spec, control, Some(start.lock.try_clone()?))?;
     let inside =
         VolumeService::start(&plan, oslet, runtime.handle()).and_then(|(service, more)| {
