@@ -191,7 +191,8 @@ pub fn forget_pages(path: &Path) -> anyhow::Result<()> {
     fadvise(&file, 0, None, Advice::DontNeed).with_context(name)
 }
 
-fn unmount(dir: &Path, tool: &[&str]) {
+/// Unmounts a directory by a command, which is tried again while the mount is busy.
+pub fn unmount(dir: &Path, tool: &[&str]) {
     let started = Instant::now();
     loop {
         let mut command = Command::new(tool[0]);

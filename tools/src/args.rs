@@ -79,6 +79,7 @@ pub(crate) enum Command {
     Ps(cmd::ps::PsArgs),
     Kill(cmd::kill::KillArgs),
     Mount(cmd::mount::MountArgs),
+    Bench(cmd::bench::BenchArgs),
     Completions(cmd::completions::CompletionsArgs),
 }
 

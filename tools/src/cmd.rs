@@ -1,5 +1,6 @@
 //! The commands, a module each: `<Name>Args` and `run`.
 
+pub(crate) mod bench;
 pub(crate) mod completions;
 pub(crate) mod down;
 pub(crate) mod kill;

@@ -24,6 +24,9 @@ fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|word| word == cmd::runtime::COMMAND) {
         return cmd::runtime::main();
     }
+    if std::env::args_os().nth(1).is_some_and(|word| word == cmd::bench::COMMAND) {
+        return cmd::bench::main();
+    }
     let result = dispatch();
     match result {
         Ok(status) => status,
@@ -56,5 +59,6 @@ fn dispatch() -> anyhow::Result<ExitCode> {
         Command::Kill(args) => cmd::kill::run(args, &global),
         Command::Completions(args) => cmd::completions::run(args, &global),
         Command::Mount(args) => cmd::mount::run(args, &global),
+        Command::Bench(args) => cmd::bench::run(args, &global),
     }
 }

@@ -61,7 +61,7 @@ fn main() -> ExitCode {
 
 fn bench(arguments: &[String]) -> anyhow::Result<ExitCode> {
     let status = Command::new(tree::cargo())
-        .args(["run", "--release", "--quiet", "--package", "bench", "--"])
+        .args(["run", "--release", "--quiet", "--package", "tools", "--", "bench"])
         .args(arguments)
         .current_dir(tree::root()?)
         .status()

@@ -13,6 +13,8 @@ use crate::machine::Cpus;
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// Spins between two looks at the clock.
 const SPINS: u32 = 1 << 16;
+/// How long a partner sleeps at a time while its side is not measured.
+const NAP: Duration = Duration::from_micros(200);
 
 /// A cache line (two, where the processor fetches pairs) with one word in it.
 #[derive(Debug, Default)]
@@ -76,7 +78,8 @@ pub(super) enum Spun {
     Stopped,
 }
 
-/// Spins until `seen` says so, `stop` is set, or patience is at an end.
+/// Spins until `seen` says so, `stop` is set, or patience is at an end. A partner (with `stop`) is
+/// patient without end, and naps while nobody asks it: several of them share a processor.
 #[inline]
 pub(super) fn spin(
     stop: Option<&AtomicBool>,
@@ -90,12 +93,21 @@ pub(super) fn spin(
             }
             std::hint::spin_loop();
         }
-        if stop.is_some_and(|stop| stop.load(Ordering::Relaxed)) {
-            return Ok(Spun::Stopped);
+        if let Some(stop) = stop {
+            if stop.load(Ordering::Relaxed) {
+                return Ok(Spun::Stopped);
+            }
+            // Nothing is measured now: leave the processor to whoever it is measured with.
+            while !seen()? {
+                if stop.load(Ordering::Relaxed) {
+                    return Ok(Spun::Stopped);
+                }
+                thread::sleep(NAP);
+            }
+            return Ok(Spun::Seen);
         }
         let since = since.get_or_insert_with(Instant::now);
-        // Between two batches the partner is asked nothing for as long as the other sides take.
-        if stop.is_none() && since.elapsed() > PATIENCE {
+        if since.elapsed() > PATIENCE {
             bail!("no answer within {} s", PATIENCE.as_secs());
         }
     }

@@ -1,0 +1,76 @@
+//! `oslet bench`: this machine, ours beside what it would otherwise use.
+
+mod cluster;
+mod idle;
+mod member;
+mod memory;
+mod message;
+mod mount;
+mod partner;
+mod pages;
+mod stat;
+
+use std::process::ExitCode;
+use std::rc::Rc;
+
+use bench::{Ours, Work};
+use clap::Args;
+
+use crate::args::Global;
+
+pub(crate) use partner::{COMMAND, main};
+
+const EXAMPLES: &str = "\
+Examples:
+  oslet bench                        everything, some minutes
+  oslet bench --only message         what has this in its name
+  oslet bench --json                 for programs
+  oslet bench --huge                 with the region on huge pages
+  oslet bench --quick                try it all, prove nothing
+
+The rows that need a kernel mount or a cluster say so where they are not allowed.";
+
+/// Measure this machine: OSlets beside what it would otherwise use
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct BenchArgs {
+    #[command(flatten)]
+    options: bench::Options,
+    /// Put the region of all rows on huge pages, not only that of the memory rows
+    #[arg(long)]
+    huge: bool,
+}
+
+pub(crate) fn run(args: BenchArgs, _: &Global) -> anyhow::Result<ExitCode> {
+    bench::run(&args.options, ours(args.huge))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Our side of all work.
+fn ours(huge: bool) -> Ours {
+    let images = Rc::new(pages::Images::default());
+    let reads = |work: Work, large: bool, copied: bool, ours: Ours| {
+        let images = Rc::clone(&images);
+        ours.with(work, move |environment| {
+            let sizes = environment.sizes;
+            let bytes = if large { sizes.large } else { sizes.small };
+            pages::side(environment, &images, bytes, copied, huge)
+        })
+    };
+    let ours = Ours::none().with(Work::MessageRoundTrip, message::side);
+    let ours = reads(Work::ReferenceSmall, false, false, ours);
+    let ours = reads(Work::ReferenceLarge, true, false, ours);
+    let ours = reads(Work::CopySmall, false, true, ours);
+    let ours = reads(Work::CopyLarge, true, true, ours);
+    let ours = [(Work::MemoryOfTwo, 2), (Work::MemoryOfEight, 8)].into_iter().fold(
+        ours,
+        |ours, (work, oslets)| {
+            let images = Rc::clone(&images);
+            ours.with(work, move |environment| memory::side(environment, &images, oslets))
+        },
+    );
+    ours.with(Work::Stat, |environment| stat::side(environment, stat::Naming::Path))
+        .with(Work::Lookup, |environment| stat::side(environment, stat::Naming::Name))
+        .with(Work::Idle, idle::side)
+        .with_mount(mount::mount)
+}

@@ -1,0 +1,143 @@
+//! Several OSlets of a measurement, each in a process of its own, over one region.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+use oslet::limits::FRAME_SIZE;
+use oslet::region::{Backing, ControlPage};
+use oslet::rpc::ChannelOffer;
+
+use super::member::{Member, OWNER, Shape};
+use super::partner::{Ask, Partner, Told, descriptor, from_words, unexpected};
+
+/// Frames beside a volume's cache, for requests in flight.
+const SPARE_FRAMES: usize = 1024;
+/// Frames of an OSlet that owns nothing.
+const FEW_FRAMES: usize = 16;
+/// Bytes for the two rings of a channel and what belongs to them.
+const CHANNEL_SPACE: usize = 192 << 10;
+
+/// OSlets in processes of their own: the first owns the volume, the others read it.
+pub(super) struct Partners {
+    partners: Vec<Partner>,
+    segments: Vec<PathBuf>,
+    /// Partners reach the control page through this process's descriptor of it.
+    control: ControlPage,
+    shape: Shape,
+}
+
+/// This process as an OSlet that reads the volume of a partner.
+pub(super) struct Reader {
+    // First: nothing of the region is used when the partner ends.
+    pub(super) member: Member,
+    _partners: Partners,
+}
+
+impl Partners {
+    /// Starts `count` OSlets of `oslets`, which all map one another; `bytes` are the data of the
+    /// volume that the first can cache.
+    pub(super) fn start(count: usize, oslets: usize, bytes: u64, huge: bool) -> Result<Self> {
+        let control = ControlPage::create(&Backing::Memfd, "bench", oslets)?;
+        let cache = usize::try_from(bytes)? / FRAME_SIZE;
+        // The volume's metadata goes through no frames, but the files' own first pages do.
+        let cache = cache + cache / 64 + 64;
+        let frames = cache + SPARE_FRAMES;
+        let tables = cfs::cache::Sizes::of(cache).total();
+        let pins = 2 * (frames + oslets * FEW_FRAMES) + oslets * 64;
+        let space = tables + pins + oslets * CHANNEL_SPACE;
+        let shape = Shape { frames: cache, space, huge };
+        let mut all = Self { partners: Vec::new(), segments: Vec::new(), control, shape };
+        for index in 0..count {
+            let mut partner = Partner::start()?;
+            let (frames, space) = match index == OWNER {
+                true => (frames, space),
+                false => (FEW_FRAMES, pins + CHANNEL_SPACE),
+            };
+            let control = descriptor(all.control.file());
+            let join = Ask::Join { control, index, frames, space, huge };
+            match partner.ask(&join)? {
+                Told::Segment(path) => all.segments.push(path),
+                told => return Err(unexpected(&told)),
+            }
+            all.partners.push(partner);
+        }
+        for index in 0..count {
+            for other in (0..count).filter(|&other| other != index) {
+                let segment = all.segments[other].clone();
+                all.ask(index, &Ask::Map { index: other, segment })?;
+            }
+        }
+        Ok(all)
+    }
+
+    /// Lets the first serve the volume of an image, and the others open channels to it.
+    pub(super) fn serve(&mut self, image: &Path) -> Result<()> {
+        let image = image.to_owned();
+        self.ask(OWNER, &Ask::Serve { image, frames: self.shape.frames })?;
+        for index in 1..self.partners.len() {
+            let Told::Channel(offer) = self.ask(index, &Ask::Offer)? else { continue };
+            let answer = self.ask(OWNER, &Ask::Accept { from: index, offer })?;
+            let Told::Channel(answer) = answer else { return Err(unexpected(&answer)) };
+            self.ask(index, &Ask::Open { answer })?;
+        }
+        Ok(())
+    }
+
+    /// Makes each read a whole file.
+    pub(super) fn read_all(&mut self, name: &str, bytes: u64) -> Result<()> {
+        for index in 0..self.partners.len() {
+            match self.ask(index, &Ask::Read { name: name.to_owned() })? {
+                Told::Pages(pages) => {
+                    let right = pages * FRAME_SIZE as u64 == bytes;
+                    ensure!(right, "OSlet {index} has read {pages} pages of {bytes} bytes");
+                }
+                told => return Err(unexpected(&told)),
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn pids(&self) -> Vec<u32> {
+        self.partners.iter().map(Partner::pid).collect()
+    }
+
+    pub(super) fn ask(&mut self, index: usize, ask: &Ask) -> Result<Told> {
+        let partner = self.partners.get_mut(index).context("no such partner")?;
+        partner.ask(ask).with_context(|| format!("OSlet {index}"))
+    }
+}
+
+impl Reader {
+    /// Starts one OSlet beside this process, which becomes the second.
+    pub(super) fn beside(bytes: u64, huge: bool) -> Result<Self> {
+        let mut partners = Partners::start(1, 2, bytes, huge)?;
+        let control = ControlPage::open(partners.control.file().try_clone()?)?;
+        let shape = Shape { frames: FEW_FRAMES, ..partners.shape };
+        let member = Member::join(control, 1, shape)?;
+        let reader = member.region().own().reader()?;
+        let segment = descriptor(&reader);
+        partners.ask(OWNER, &Ask::Map { index: 1, segment })?;
+        member.map(OWNER, &partners.segments[OWNER])?;
+        Ok(Self { member, _partners: partners })
+    }
+
+    /// Lets the partner serve the volume of an image to this process.
+    pub(super) fn of(image: &Path, bytes: u64, huge: bool) -> Result<Self> {
+        let mut reader = Self::beside(bytes, huge)?;
+        let partners = &mut reader._partners;
+        let (image, frames) = (image.to_owned(), partners.shape.frames);
+        partners.ask(OWNER, &Ask::Serve { image, frames })?;
+        let pending = reader.member.offer()?;
+        let ChannelOffer { requests, replies_head, replies_park } = pending.offer();
+        let offer = [requests, replies_head, replies_park];
+        let answer = partners.ask(OWNER, &Ask::Accept { from: 1, offer })?;
+        let Told::Channel(answer) = answer else { return Err(unexpected(&answer)) };
+        reader.member.connected(pending.open(from_words(answer))?);
+        Ok(reader)
+    }
+
+    /// Tells the partner to do something.
+    pub(super) fn ask(&mut self, ask: &Ask) -> Result<Told> {
+        self._partners.ask(OWNER, ask)
+    }
+}
