@@ -43,14 +43,16 @@ pub struct Sizes {
 }
 
 impl Sizes {
-    /// For a cache of that many frames: together about 1 % of their bytes, and a few hundred KiB.
+    /// For a cache of that many frames: together 1 to 1.5 % of their bytes, and a few hundred KiB.
     pub fn of(frames: usize) -> Self {
         let share = |part: usize, least: usize| (frames / part).clamp(least, 1 << 20);
+        // A small cache is of more use with more small files in it.
+        let small = |part: usize, most: usize, least: usize| (frames / part).clamp(least, most);
         Self {
             frames,
             pages: PageIndex::<()>::bytes(frames),
-            inodes: InodeTable::<()>::bytes(share(16, 1024)),
-            short_names: NameIndex::<()>::bytes(share(8, 2048), false),
+            inodes: InodeTable::<()>::bytes(share(16, small(8, 8192, 1024))),
+            short_names: NameIndex::<()>::bytes(share(8, small(4, 16384, 2048)), false),
             long_names: NameIndex::<()>::bytes(share(256, 64), true),
         }
     }

@@ -102,9 +102,13 @@ impl Client {
             return Err(Error::NameTooLong);
         }
         let key = Name::new(dir, name).ok_or(Error::NotFound)?;
-        let found = self.cached(|view| view.names(&key)?.find(&key));
+        let found = self.cached(|view| {
+            let ino = view.names(&key)?.find(&key)?;
+            Some(ino.map(|ino| (ino, view.inodes.as_ref().and_then(|table| table.find(ino)))))
+        });
         match found {
-            Some(Some(ino)) => self.record(ino),
+            Some(Some((_, Some(record)))) => Ok(record),
+            Some(Some((ino, None))) => self.record(ino),
             Some(None) => Err(Error::NotFound),
             None => {
                 // The directory's own error comes before that of a name that it could not have.

@@ -4,7 +4,7 @@ use oslet::publish;
 use oslet::sync::Ordering;
 use oslet::words::{ReadWords, WriteWords};
 
-use super::record::{InodeRecord, RECORD_VALUES};
+use super::record::{InodeRecord, RECORD_VALUES, SIZE_WORD};
 use super::{mix, reduce};
 use crate::id::Ino;
 
@@ -46,9 +46,27 @@ impl<W: ReadWords> InodeTable<W> {
         })
     }
 
+    /// The bytes that a file is long, as far as it is published.
+    #[inline]
+    pub fn size(&self, ino: Ino) -> Option<u64> {
+        let mut values = [0; SIZE_WORD + 1];
+        self.entries(ino).find_map(|base| {
+            if self.words.load(base + 1, Ordering::Relaxed) as u32 != ino.0 {
+                return None;
+            }
+            publish::read_record(&self.words, base, &mut values)?;
+            (values[0] as u32 == ino.0).then_some(values[SIZE_WORD])
+        })
+    }
+
+    /// Where an inode's record may lie: in one of two sets.
+    #[inline(always)]
     fn entries(&self, ino: Ino) -> impl Iterator<Item = usize> + use<W> {
-        let set = reduce(mix(u64::from(ino.0)) as u32, self.sets);
-        (0..WAYS).map(move |way| (set * WAYS + way) * ENTRY_WORDS)
+        let (hash, sets) = (mix(u64::from(ino.0)), self.sets);
+        (0..2 * WAYS).map(move |way| {
+            let set = reduce((hash >> (way / WAYS * 32)) as u32, sets);
+            (set * WAYS + way % WAYS) * ENTRY_WORDS
+        })
     }
 }
 
@@ -64,7 +82,7 @@ impl<W: WriteWords> InodeTable<W> {
                 // The owner has no idea which are in use: take turns by what the set holds now.
                 let turn =
                     self.entries(ino).map(|b| u64::from(known(&b))).fold(0, u64::wrapping_add);
-                let way = (mix(turn) % WAYS as u64) as usize;
+                let way = (mix(turn) % (2 * WAYS) as u64) as usize;
                 self.entries(ino).nth(way).unwrap_or_default()
             });
         publish::write_record(&self.words, entry, &values);

@@ -100,10 +100,16 @@ impl<W: ReadWords> NameIndex<W> {
         })
     }
 
+    /// Where a name may lie: in one of two sets.
+    #[inline(always)]
     fn entries(&self, name: &Name<'_>) -> impl Iterator<Item = usize> + use<W> {
-        let set = reduce(name.hash as u32, self.sets);
+        // The upper half is the tag already: names with equal tags are still spread.
+        let (hashes, sets) = ([name.hash, mix(name.hash)], self.sets);
         let words = self.entry_words;
-        (0..WAYS).map(move |way| (set * WAYS + way) * words)
+        (0..2 * WAYS).map(move |way| {
+            let set = reduce(hashes[way / WAYS] as u32, sets);
+            (set * WAYS + way % WAYS) * words
+        })
     }
 }
 
@@ -130,7 +136,7 @@ impl<W: WriteWords> NameIndex<W> {
             .unwrap_or_else(|| {
                 // The owner has no idea which are in use: take turns by what the set holds now.
                 let turn = self.entries(name).map(tag).fold(0, u64::wrapping_add);
-                let way = (mix(turn) % WAYS as u64) as usize;
+                let way = (mix(turn) % (2 * WAYS) as u64) as usize;
                 self.entries(name).nth(way).unwrap_or_default()
             });
         publish::write_record(&self.words, entry, &values);

@@ -11,6 +11,8 @@ use crate::id::Ino;
 const SLOT_WORDS: usize = 2;
 const SLOTS: usize = 8;
 const BUCKET_WORDS: usize = SLOTS * SLOT_WORDS;
+/// Free slots that a key's first bucket should keep while there are more in its second.
+const KEPT_FREE: usize = 2;
 
 /// A page of a file: 32 bits of inode and 36 of page number (a file of ext4 has at most 2^36 pages
 /// of 4 KiB). The upper four bits of the page lie in the spare bits of the reference's word.
@@ -100,22 +102,48 @@ impl<W: ReadWords> PageIndex<W> {
 
 impl<W: WriteWords> PageIndex<W> {
     /// Links a page under a key that has no link. Returns its slot, or the keys' slots that are all
-    /// taken: unlink one and try again.
+    /// taken: empty one ([`Self::make_way`], [`Self::unlink`]) and try again.
     pub fn link(&self, key: Key, page: PageRef) -> Result<usize, Vec<usize>> {
-        let hash = key.hash();
-        let mut taken = Vec::new();
-        for half in [hash as u32, (hash >> 32) as u32] {
-            let bucket = reduce(half, self.buckets);
-            for slot in 0..SLOTS {
-                let base = bucket * BUCKET_WORDS + slot * SLOT_WORDS;
-                if self.words.load(base + 1, Ordering::Relaxed) == 0 {
-                    publish::link(&self.words, base, key.low, page.to_word() | key.high);
-                    return Ok(base);
-                }
-                taken.push(base);
+        let [first, second] = self.homes(key).map(|bucket| self.free_slots(bucket));
+        // Readers look at the first bucket first, but a full one sends later keys away.
+        let spill = first.len() <= KEPT_FREE && second.len() > first.len();
+        match if spill { second.first() } else { first.first() } {
+            Some(&base) => {
+                publish::link(&self.words, base, key.low, page.to_word() | key.high);
+                Ok(base)
             }
+            None => Err(self.homes(key).into_iter().flat_map(slots_of).collect()),
         }
-        Err(taken)
+    }
+
+    /// Moves one of the links in `taken` to the other bucket that its key could be in, if there is
+    /// room in it. Returns the page that it links, and the slot where that is linked now.
+    ///
+    /// A reader that has found the old slot finds it changed behind its pin, and asks the owner.
+    pub fn make_way(&self, taken: &[usize]) -> Option<(PageRef, usize)> {
+        taken.iter().find_map(|&slot| {
+            let low = self.words.load(slot, Ordering::Relaxed);
+            let value = self.words.load(slot + 1, Ordering::Relaxed);
+            let high = value >> PageRef::SPARE_SHIFT << PageRef::SPARE_SHIFT;
+            let here = slot / BUCKET_WORDS;
+            let homes = self.homes(Key { low, high });
+            let other = homes.into_iter().find(|&bucket| bucket != here)?;
+            let to = *self.free_slots(other).first()?;
+            let page = PageRef::from_word(value)?;
+            publish::link(&self.words, to, low, value);
+            publish::unlink(&self.words, slot);
+            Some((page, to))
+        })
+    }
+
+    fn homes(&self, key: Key) -> [usize; 2] {
+        let hash = key.hash();
+        [hash as u32, (hash >> 32) as u32].map(|half| reduce(half, self.buckets))
+    }
+
+    fn free_slots(&self, bucket: usize) -> Vec<usize> {
+        let empty = |base: &usize| self.words.load(base + 1, Ordering::Relaxed) == 0;
+        slots_of(bucket).filter(empty).collect()
     }
 
     /// What a slot links.
@@ -129,4 +157,8 @@ impl<W: WriteWords> PageIndex<W> {
         publish::unlink(&self.words, slot);
         page
     }
+}
+
+fn slots_of(bucket: usize) -> impl Iterator<Item = usize> {
+    (0..SLOTS).map(move |slot| bucket * BUCKET_WORDS + slot * SLOT_WORDS)
 }

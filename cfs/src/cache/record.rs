@@ -8,6 +8,9 @@ use crate::id::Ino;
 /// Words of a record without its sequence word: with it, three cache lines.
 pub const RECORD_VALUES: usize = 23;
 
+/// The word of a record that is the size.
+pub(super) const SIZE_WORD: usize = 3;
+
 /// Longest target that a record carries; longer ones are asked for.
 const TARGET_BYTES: usize = 64;
 const TARGET: usize = 15;
@@ -52,7 +55,7 @@ impl InodeRecord {
             | (target.len() as u64) << 24
             | u64::from(attr.links) << 32;
         words[2] = pair(attr.uid, attr.gid);
-        words[3] = attr.size;
+        words[SIZE_WORD] = attr.size;
         words[4] = attr.blocks;
         words[5] = pair(attr.device.0, attr.device.1);
         words[6] = pair(attr.flags.bits(), attr.project);
@@ -85,9 +88,6 @@ impl InodeRecord {
             valid.then_some(Timestamp { seconds: words[seconds] as i64, nanoseconds })
         };
         let crtime = time(10, high(words[12]))?;
-        let mut bytes: Vec<u8> =
-            words[TARGET..].iter().flat_map(|word| word.to_ne_bytes()).collect();
-        bytes.truncate(target_len);
         let attr = Attr {
             ino: Ino(low(words[0])),
             generation: high(words[0]),
@@ -98,7 +98,7 @@ impl InodeRecord {
             gid: high(words[2]),
             project: high(words[6]),
             device: (low(words[5]), high(words[5])),
-            size: words[3],
+            size: words[SIZE_WORD],
             blocks: words[4],
             block_size: low(words[14]),
             atime: time(7, low(words[11]))?,
@@ -111,7 +111,11 @@ impl InodeRecord {
         if attr.ino.0 == 0 || attr.size > i64::MAX as u64 {
             return None;
         }
-        let target = (bits & HAS_TARGET != 0).then_some(bytes);
+        // Only symbolic links pay for an allocation.
+        let target = (bits & HAS_TARGET != 0).then(|| {
+            let bytes = words[TARGET..].iter().flat_map(|word| word.to_ne_bytes());
+            bytes.take(target_len).collect()
+        });
         Some(Self { attr, has_xattr: bits & HAS_XATTR != 0, target })
     }
 }

@@ -6,6 +6,7 @@ use oslet::id::PageRef;
 use oslet::region::{PageGuard, RawSlice};
 
 use super::Client;
+use super::view::View;
 use crate::cache::Key;
 use crate::id::Ino;
 use crate::wire::{self, kind};
@@ -23,6 +24,8 @@ const BATCH: u64 = 256;
 pub struct File {
     client: Arc<Client>,
     ino: Ino,
+    /// The client's view when the file was opened: while it is current, no counter is touched.
+    view: Arc<View>,
 }
 
 /// A page of a file, by reference where it is cached.
@@ -70,7 +73,7 @@ impl Page<'_> {
 
 impl File {
     pub(super) fn new(client: &Arc<Client>, ino: Ino) -> Self {
-        Self { client: Arc::clone(client), ino }
+        Self { client: Arc::clone(client), ino, view: client.view.load_full() }
     }
 
     /// Its number.
@@ -101,7 +104,10 @@ impl File {
     /// Fills `buf` with the bytes from `offset` on, copied. Returns how many there were: fewer only
     /// at the file's end.
     pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
-        let size = self.client.record(self.ino)?.attr.size;
+        let size = match self.cached(|view| view.inodes.as_ref()?.size(self.ino)) {
+            Some(size) => size,
+            None => self.client.record(self.ino)?.attr.size,
+        };
         let len = size.saturating_sub(offset).min(buf.len() as u64) as usize;
         let mut done = 0;
         while done < len {
@@ -123,12 +129,21 @@ impl File {
 
     #[inline(always)]
     fn pin_cached(&self, key: Key) -> Option<Result<PageGuard<'_>>> {
-        self.client.cached(|view| {
+        self.cached(|view| {
             let index = view.pages.as_ref()?;
             let found = index.find(key)?;
             let pinned = self.client.region.pin_if(found.page, || index.still(key, &found));
             pinned.map_err(Error::Cluster).transpose()
         })
+    }
+
+    /// As [`Client::cached`].
+    #[inline(always)]
+    fn cached<T>(&self, find: impl FnOnce(&View) -> Option<T>) -> Option<T> {
+        if self.view.is_current(&self.client.region, self.client.object) {
+            return find(&self.view);
+        }
+        self.client.cached(find)
     }
 
     /// Asks the owner for a page (and some behind it that will be wanted).

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use oslet::id::{Epoch, OsletId, ParticipantId};
+use oslet::id::ParticipantId;
 use oslet::region::{Region, Ro};
 use oslet::rpc::Channel;
 use oslet::sync::AtomicU64;
@@ -21,7 +21,8 @@ pub(super) enum Route {
 
 /// What one incarnation of one owner publishes.
 pub(super) struct View {
-    owner: Option<(OsletId, Epoch)>,
+    /// Whose it is, as [`oslet::region::ControlPage::owner_tag`] has it; zero for nobody.
+    owner: u64,
     pub(super) route: Route,
     pub(super) pages: Option<PageIndex<Ro<AtomicU64>>>,
     pub(super) inodes: Option<InodeTable<Ro<AtomicU64>>>,
@@ -33,7 +34,7 @@ impl View {
     /// Before anybody is known to serve the volume.
     pub(super) fn none() -> Self {
         let route = Route::Nowhere;
-        Self { owner: None, route, pages: None, inodes: None, short: None, long: None }
+        Self { owner: 0, route, pages: None, inodes: None, short: None, long: None }
     }
 
     /// Of the present owner, if it serves.
@@ -58,7 +59,7 @@ impl View {
             None => Route::Remote(connect.channel(oslet, epoch)?),
         };
         Ok(Self {
-            owner: Some((oslet, epoch)),
+            owner: ownership.tag(),
             route,
             // One that is too small holds nothing: what is not found is asked for.
             pages: PageIndex::new(pages.0, pages.1),
@@ -71,8 +72,7 @@ impl View {
     /// Whether this still is the owner, and the way to it open.
     #[inline(always)]
     pub(super) fn is_current(&self, region: &Region, object: u64) -> bool {
-        self.owner.is_some()
-            && region.control().owner(object as usize).is_ok_and(|now| now.owner == self.owner)
+        self.owner != 0 && region.control().owner_tag(object as usize) == self.owner
     }
 
     /// Whether the owner can no longer be asked this way.

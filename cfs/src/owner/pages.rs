@@ -331,10 +331,17 @@ impl Owner {
         }
     }
 
-    /// Empties one of the slots that a key could have: a hole's if there is one, else the idlest
-    /// page's that nobody pins.
+    /// Empties one of the slots that a key could have: by moving what it links elsewhere, else a
+    /// hole's if there is one, else the idlest page's that nobody pins.
     fn displace(&self, frames: &mut Frames, taken: &[usize]) -> Result<()> {
         let pages = self.pages.lock();
+        if let Some((page, slot)) = pages.make_way(taken) {
+            // Holes' links are not listed.
+            if page != self.zeros {
+                frames.slots[page.frame.0 as usize] = slot as u64 + 1;
+            }
+            return Ok(());
+        }
         let shown: Vec<_> = taken.iter().map(|&slot| (slot, pages.at(slot))).collect();
         if let Some(&(slot, _)) = shown.iter().find(|(_, page)| *page == Some(self.zeros)) {
             pages.unlink(slot);

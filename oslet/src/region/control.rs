@@ -46,12 +46,20 @@ pub struct Ownership {
     pub recovering: bool,
 }
 
+/// The bits of an ownership word that say who and in which incarnation.
+const OWNER_TAG: u64 = (1 << 40) - 1;
+
 impl Ownership {
     fn to_word(self) -> u64 {
         let (owner, epoch) =
             self.owner.map_or((0, 0), |(oslet, epoch)| (oslet.index() as u64 + 1, epoch.0));
         let predecessor = self.predecessor.map_or(0, |oslet| oslet.index() as u64 + 1);
         u64::from(epoch) | owner << 32 | predecessor << 40 | u64::from(self.recovering) << 48
+    }
+
+    /// The owner and its incarnation as one number, zero for nobody: to see whether it changed.
+    pub fn tag(self) -> u64 {
+        self.to_word() & OWNER_TAG
     }
 
     fn from_word(word: u64) -> Result<Self> {
@@ -235,6 +243,16 @@ impl ControlPage {
     pub fn owner(&self, object: usize) -> Result<Ownership> {
         // SYNC POINT: ownership
         Ownership::from_word(self.owners.load(object, Ordering::SeqCst))
+    }
+
+    /// [`Ownership::tag`] of who owns object number `object` now.
+    ///
+    /// # Panics
+    /// If `object` is not below [`limits::MAX_OWNED_OBJECTS`].
+    #[inline(always)]
+    pub fn owner_tag(&self, object: usize) -> u64 {
+        // SYNC POINT: ownership
+        self.owners.load(object, Ordering::SeqCst) & OWNER_TAG
     }
 
     /// Changes an ownership if it is still `current`; otherwise says what it is.

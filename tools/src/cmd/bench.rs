@@ -6,8 +6,8 @@ mod member;
 mod memory;
 mod message;
 mod mount;
-mod partner;
 mod pages;
+mod partner;
 mod stat;
 
 use std::process::ExitCode;

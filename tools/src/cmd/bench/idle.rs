@@ -26,8 +26,7 @@ struct Up {
 /// Percent of one CPU that one OSlet takes, its share of the launcher included.
 pub(super) fn side(environment: &Environment) -> Result<Side> {
     let directory = environment.scratch.dir("cluster")?;
-    let watch =
-        if environment.batch < Duration::from_millis(10) { TRIAL_WATCH } else { WATCH };
+    let watch = if environment.batch < Duration::from_millis(10) { TRIAL_WATCH } else { WATCH };
     std::fs::write(directory.join("oslet.toml"), CONFIGURATION).context("oslet.toml")?;
     let up = Up { directory };
     let output = up.oslet(&["up", "-d"])?;
@@ -60,10 +59,8 @@ impl Up {
         let listed = self.oslet(&["ls", "--json"])?.stdout;
         let listed: serde_json::Value = serde_json::from_slice(&listed).context("oslet ls")?;
         let rows = listed.as_array().context("oslet ls: no array")?;
-        let runtimes: BTreeSet<u32> = rows
-            .iter()
-            .filter_map(|row| u32::try_from(row.get("pid")?.as_u64()?).ok())
-            .collect();
+        let runtimes: BTreeSet<u32> =
+            rows.iter().filter_map(|row| u32::try_from(row.get("pid")?.as_u64()?).ok()).collect();
         ensure!(runtimes.len() == OSLETS, "{} of {OSLETS} OSlets run", runtimes.len());
         let mut pids = runtimes.clone();
         for runtime in &runtimes {

@@ -18,7 +18,6 @@ pub(super) fn side(environment: &Environment, images: &Images, oslets: usize) ->
         partners.serve(&image)?;
         partners.read_all(NAME, bytes)?;
         let memory = Memory::of(&partners.pids())?;
-        eprintln!("{oslets} OSlets: {memory:?}");
         Ok(memory.total() as f64 / bytes as f64)
     }))
 }

@@ -12,8 +12,11 @@ use super::cluster::Reader;
 
 pub(super) use bench::peers::Naming;
 
-/// Bytes of the image and of the cache.
+/// Bytes of the image.
 const IMAGE: u64 = 64 << 20;
+/// Bytes of the cache: the tables of names and inodes are made in proportion, and the peer's have
+/// no bound.
+const CACHE: u64 = 512 << 20;
 
 /// What a side needs while it is measured; dropped in this order.
 struct Asking {
@@ -26,7 +29,7 @@ pub(super) fn side(environment: &Environment, naming: Naming) -> Result<Side> {
     corpus::write_tree(&source)?;
     let image = environment.scratch.image(IMAGE, Some(&source))?;
     std::fs::remove_dir_all(&source).with_context(|| source.display().to_string())?;
-    let reader = Reader::of(&image, IMAGE, false)?;
+    let reader = Reader::of(&image, CACHE, false)?;
     let client = reader.member.client()?;
     let mut leaves = corpus::leaves()?;
     let first = leaves.first().context("an empty tree")?.dir.clone();
