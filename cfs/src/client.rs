@@ -3,7 +3,7 @@
 //!
 //! Names, attributes and pages are looked up in what the owner publishes; only a miss asks it. A
 //! volume whose owner is gone stays readable as far as it is cached; what is not waits for a new
-//! owner for [`limits::OWNER_WAIT`](crate::limits::OWNER_WAIT), then fails with EIO.
+//! owner for [`limits::OWNER_WAIT`], then fails with EIO.
 
 mod file;
 mod view;

@@ -5,7 +5,7 @@
 //! again from it; once it is, the orphans are cleared by one transaction that goes through the
 //! journal in its turn, and then only the mark remains to be cleared. So recovery may be cut short
 //! at any write and started over. On a device that is only read, the caller puts an
-//! [`Overlay`](crate::engine::store::Overlay) over it and recovers that.
+//! [`Overlay`] over it and recovers that.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
