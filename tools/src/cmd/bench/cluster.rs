@@ -11,7 +11,7 @@ use super::member::{Member, OWNER, Shape};
 use super::partner::{Ask, Partner, Told, descriptor, from_words, unexpected};
 
 /// Frames beside a volume's cache, for requests in flight.
-const SPARE_FRAMES: usize = 1024;
+const SPARE_FRAMES: usize = 512;
 /// Frames of an OSlet that owns nothing.
 const FEW_FRAMES: usize = 16;
 /// Bytes for the two rings of a channel and what belongs to them.
@@ -39,8 +39,8 @@ impl Partners {
     pub(super) fn start(count: usize, oslets: usize, bytes: u64, huge: bool) -> Result<Self> {
         let control = ControlPage::create(&Backing::Memfd, "bench", oslets)?;
         let cache = usize::try_from(bytes)? / FRAME_SIZE;
-        // The volume's metadata goes through no frames, but the files' own first pages do.
-        let cache = cache + cache / 64 + 64;
+        // Beside the data: the page of zeros, and what small files take.
+        let cache = cache + 64;
         let frames = cache + SPARE_FRAMES;
         let tables = cfs::cache::Sizes::of(cache).total();
         let pins = 2 * (frames + oslets * FEW_FRAMES) + oslets * 64;
