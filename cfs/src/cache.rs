@@ -1,9 +1,9 @@
 //! What a volume's owner has cached, published in its segment for every OSlet to read without a
 //! message, a lock or a copy. docs/region-layout.md draws the tables.
 //!
-//! Each table is set-associative: a key may lie in few places, so that a reader looks at few lines
-//! and a writer never moves entries. What does not fit replaces something else: the tables are
-//! caches, and a miss only costs a request to the owner.
+//! Each table is set-associative: a key may lie in few places, so that a reader looks at few
+//! lines. What does not fit replaces something else: the tables are caches, and a miss only costs a
+//! request to the owner.
 
 mod inode_table;
 mod name_index;
