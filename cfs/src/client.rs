@@ -6,6 +6,7 @@
 //! owner for [`limits::OWNER_WAIT`], then fails with EIO.
 
 mod file;
+mod join;
 mod view;
 
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use crate::wire::{self, kind};
 use crate::{Error, Result, limits};
 
 pub use file::{File, Page};
+pub use join::join;
 use view::{Route, View};
 
 /// How a client reaches the owners of volumes.

@@ -12,6 +12,8 @@ pub mod arena;
 #[cfg(not(loom))]
 pub mod cgroup;
 #[cfg(not(loom))]
+pub mod client;
+#[cfg(not(loom))]
 pub mod config;
 #[cfg(not(loom))]
 pub mod container;

@@ -44,6 +44,11 @@ pub const MAX_FUSE_CONNECTIONS: usize = 64;
 /// Connections to one runtime at a time.
 pub const MAX_CONNECTIONS: usize = 512;
 
+/// A client may keep one part in so many of a segment's frames in limbo; more costs it its life.
+pub const CLIENT_LIMBO_PART: usize = 8;
+/// Channels that a client may open to one incarnation of a runtime: its rings are of that segment.
+pub const CLIENT_CHANNELS: u32 = 4;
+
 /// Bytes of an OSlet's or a cluster's name.
 pub const MAX_NAME: usize = 32;
 

@@ -4,6 +4,7 @@
 //! the others' hearts, one tells services what happened (they may take their time), those of the
 //! [`crate::rpc::Server`], and one for each fence under way.
 
+mod clients;
 mod control;
 mod fencing;
 mod join;
@@ -111,6 +112,8 @@ struct Resources {
     kill: Option<Arc<OwnedFd>>,
     groups: Vec<Group>,
     files: Vec<(IoFile, Arc<OwnedFd>)>,
+    /// Native clients: their pins end only with them.
+    clients: Vec<ProcessId>,
 }
 
 /// A running runtime; [`Runtime::leave`] ends it.
@@ -262,6 +265,7 @@ impl Runtime {
         if let Some(server) = shared.server.lock().take() {
             server.stop();
         }
+        notes.extend(shared.end_clients());
         word::leave(shared.region.control(), shared.me, shared.epoch)?;
         shared.inbox.post(Command::Leave);
         for thread in self.threads.drain(..) {
@@ -461,7 +465,7 @@ impl Shared {
             oslet: self.me.index(),
             epoch: self.epoch.0,
             process: self.process,
-            clients: Vec::new(),
+            clients: resources.clients.clone(),
             fuse: resources.fuse.clone(),
             files: resources.files.iter().map(|(file, _)| file.clone()).collect(),
             groups: resources.groups.clone(),
@@ -494,6 +498,7 @@ fn tell_services(shared: &Shared, tasks: &mpsc::Receiver<Task>) {
                             server.drop_peer(ParticipantId::runtime(oslet), epoch);
                         }
                     }
+                    Event::ClientGone(who, epoch) => shared.forget_client(who, epoch),
                     _ => {}
                 }
                 let services = shared.services.read().clone();

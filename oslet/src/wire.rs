@@ -123,14 +123,13 @@ pub enum Message {
         /// How many files.
         files: u32,
     },
-    /// A native client of the sender's, or, to a client, any participant. Descriptor: its segment.
+    /// A native client of the sender's; or, to a client, a runtime that has mapped the client's
+    /// segment, so that its frames may be pinned. Descriptor: the segment, read-only.
     Announce {
         /// Who.
         who: Who,
         /// Its process, where the receiver may have to kill it.
         process: Option<Process>,
-        /// Counts what is announced to a client: see [`Message::Admit`].
-        number: u64,
     },
     /// The answer to [`Message::Announce`]: mapped.
     Announced {
@@ -149,24 +148,34 @@ pub enum Message {
         /// How many frames.
         frames: u64,
     },
-    /// A native client asks for a slot.
+    /// A native client asks for a slot. Its process is the one that the socket names.
     Enter {
         /// See [`PROTOCOL`].
         protocol: u32,
-        /// Its process.
-        process: Process,
     },
     /// The answer. Descriptor: the control page.
     Slot {
         /// Who the client is now.
         who: Who,
+        /// All OSlets' names, by place.
+        names: Vec<String>,
+        /// How many frames there may be to pin, in all segments together.
+        frames: u64,
     },
     /// The client's segment. Descriptor: it, read-only.
     Segment,
-    /// All participants have mapped the client's segment, and have been announced to it.
-    Admit {
-        /// How many announcements there were.
-        announced: u64,
+    /// All runtimes that were there when the client came have mapped its segment, and have been
+    /// announced to it.
+    Admit,
+    /// From a client to its runtime: opens a request channel to some runtime's server. The answer
+    /// is [`Message::Answer`].
+    Reach {
+        /// Which attempt, for the answer.
+        number: u64,
+        /// Which runtime, in which incarnation.
+        to: Who,
+        /// The places in the client's segment.
+        offer: ChannelOffer,
     },
     /// To a client that pins too many frames: let go, or be cut off.
     LetGo {

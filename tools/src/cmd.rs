@@ -1,6 +1,7 @@
 //! The commands, a module each: `<Name>Args` and `run`.
 
 pub(crate) mod bench;
+pub(crate) mod client;
 pub(crate) mod completions;
 pub(crate) mod down;
 pub(crate) mod kill;

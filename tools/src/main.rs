@@ -27,6 +27,9 @@ fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|word| word == cmd::bench::COMMAND) {
         return cmd::bench::main();
     }
+    if std::env::args_os().nth(1).is_some_and(|word| word == cmd::client::COMMAND) {
+        return cmd::client::main();
+    }
     let result = dispatch();
     match result {
         Ok(status) => status,

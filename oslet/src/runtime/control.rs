@@ -5,6 +5,7 @@ use std::os::fd::BorrowedFd;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 
+use super::clients::Guests;
 use super::fencing;
 use super::peers::Peer;
 use super::*;
@@ -25,6 +26,8 @@ const BELL: u64 = 1;
 const SIGNALS: u64 = 2;
 /// Processes of OSlets: this plus the OSlet's place.
 const PROCESS: u64 = 16;
+/// Processes of own native clients: this plus the slot.
+pub(super) const CLIENT_PROCESS: u64 = 1 << 10;
 /// Connections are numbered from here on.
 const CONNECTION: u64 = 1 << 16;
 
@@ -37,6 +40,8 @@ pub(super) enum Role {
     Greeted(OsletId, Instant),
     /// That incarnation's runtime.
     Peer(OsletId, Epoch),
+    /// The native client in that slot.
+    Client(usize),
     /// A command.
     Command,
     /// The launcher: its end is no event.
@@ -61,6 +66,7 @@ pub(super) struct Control {
     pub(super) waiting: HashMap<u64, Received>,
     table: Table,
     fences: HashMap<OsletId, Epoch>,
+    pub(super) guests: Guests,
     leaving: bool,
 }
 
@@ -82,6 +88,7 @@ impl Control {
             waiting: HashMap::new(),
             table: Table::default(),
             fences: HashMap::new(),
+            guests: Guests::default(),
             leaving: false,
             shared,
         };
@@ -91,7 +98,7 @@ impl Control {
         Ok(control)
     }
 
-    fn watch(&self, fd: BorrowedFd<'_>, token: u64) -> Result<()> {
+    pub(super) fn watch(&self, fd: BorrowedFd<'_>, token: u64) -> Result<()> {
         epoll::add(&self.epoll, fd, EventData::new_u64(token), EventFlags::IN)
             .map_err(Error::io("epoll: add"))
     }
@@ -142,6 +149,7 @@ impl Control {
                 self.look()?;
                 self.connect_missing();
                 self.drop_silent();
+                self.mind_quotas();
             }
         }
         self.tell_peers(&Message::Changed);
@@ -165,6 +173,7 @@ impl Control {
                 }
             }
             CONNECTION.. => self.read_link(token, flags),
+            CLIENT_PROCESS.. => self.client_ended((token - CLIENT_PROCESS) as usize),
             process => {
                 let index = usize::try_from(process.saturating_sub(PROCESS)).unwrap_or(usize::MAX);
                 if let Some(oslet) = OsletId::new(index) {
@@ -248,6 +257,9 @@ impl Control {
         {
             peer.unlink();
         }
+        if let Role::Client(slot) = link.role {
+            self.client_cut(slot, token);
+        }
         if !matches!(why, Error::Gone(_)) {
             self.shared.log(format_args!("connection closed: {why}"));
         }
@@ -268,6 +280,23 @@ impl Control {
             (Role::Peer(oslet, epoch), message) => {
                 let received = Received { message, descriptors: received.descriptors };
                 if let Err(error) = self.hear_peer(token, oslet, epoch, received) {
+                    self.cut(token, &error);
+                }
+            }
+            (Role::Unknown(_), Message::Enter { protocol }) => {
+                let entered = match protocol == PROTOCOL {
+                    true => self.client_enters(token),
+                    false => Err(Error::Invalid("another version of the messages".into())),
+                };
+                if let Err(error) = entered {
+                    let why = error.to_string();
+                    self.send(token, &Message::Refused { why }, Vec::new());
+                    self.cut(token, &error);
+                }
+            }
+            (Role::Client(slot), message) => {
+                let received = Received { message, descriptors: received.descriptors };
+                if let Err(error) = self.hear_client(token, slot, received) {
                     self.cut(token, &error);
                 }
             }
@@ -332,7 +361,7 @@ impl Control {
         }
     }
 
-    fn tell_peers(&mut self, message: &Message) {
+    pub(super) fn tell_peers(&mut self, message: &Message) {
         for oslet in 0..self.peers.len() {
             if let Some(token) = self.peers[oslet].link {
                 self.send(token, message, Vec::new());
@@ -369,9 +398,13 @@ impl Control {
             let mapped = shared.region.segment(participant).map(|segment| segment.epoch());
             for event in self.table.observe(oslet, now, mapped) {
                 match event {
-                    Event::Fencing(oslet, epoch) => shared.end_channels(oslet, epoch),
+                    Event::Fencing(oslet, epoch) => {
+                        shared.end_channels(oslet, epoch);
+                        self.tell_clients_gone(oslet, epoch);
+                    }
                     Event::Dead(oslet, epoch) | Event::Left(oslet, epoch) => {
                         shared.end_channels(oslet, epoch);
+                        self.tell_clients_gone(oslet, epoch);
                         shared.region.end_pins(ParticipantId::runtime(oslet), epoch);
                         self.forget_peer(oslet, epoch);
                     }
@@ -471,10 +504,14 @@ impl Control {
         if peer.epoch != epoch || peer.process.is_none() {
             return recorded;
         }
-        // Descriptors are better than names; only the groups' names come from the record.
-        let groups = recorded.map(|kit| kit.groups).unwrap_or_default();
+        // Descriptors are better than names; the groups' names come from the record alone.
         let name = format!("{} epoch {epoch}", self.shared.name(oslet));
-        Ok(Kit { groups, ..peer.kit(name) })
+        let mut kit = peer.kit(name);
+        // A client is in the record before anybody hears of it.
+        let recorded = recorded?;
+        kit.groups = recorded.groups;
+        kit.clients.extend(recorded.clients);
+        Ok(kit)
     }
 }
 

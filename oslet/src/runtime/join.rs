@@ -207,14 +207,18 @@ fn make_shared(
 fn divide_segment(bytes: u64, oslets: usize, backing: &Backing) -> (usize, usize) {
     const RINGS: u64 = 32 << 10;
     const TABLES: u64 = 1 << 20;
+    const CLIENT_RINGS: u64 = 15 * (80 << 10);
     const INDEX_PER_FRAME: u64 = 64;
     let oslets = oslets as u64;
     let align = (backing.page_size() as u64).max(if bytes >= 16 << 20 { 2 << 20 } else { 4096 });
-    let fixed = TABLES + oslets * RINGS + 64 * 1024 + align;
+    // Replies to native clients.
+    let clients = (bytes / 32).min(oslets * CLIENT_RINGS);
+    let tables = TABLES + oslets * RINGS + clients;
+    let fixed = tables + 64 * 1024 + align;
     let per_frame_space = 2 * oslets + INDEX_PER_FRAME;
     let frames = bytes.saturating_sub(fixed) / (limits::FRAME_SIZE as u64 + 8 + per_frame_space);
     let frames = frames.clamp(16, limits::MAX_FRAMES as u64);
-    ((frames) as usize, (TABLES + oslets * RINGS + frames * per_frame_space) as usize)
+    ((frames) as usize, (tables + frames * per_frame_space) as usize)
 }
 
 fn start_threads(shared: &Arc<Shared>, listener: Listener) -> Result<Vec<JoinHandle<()>>> {

@@ -25,7 +25,11 @@ pub(super) struct Peer {
     pub(super) process: Option<Arc<PidFd>>,
     pub(super) link: Option<u64>,
     /// It has said that our segment is mapped.
-    maps_us: bool,
+    pub(super) maps_us: bool,
+    /// Its segment, to be passed to native clients.
+    pub(super) segment: Option<Arc<File>>,
+    /// Its native clients, by slot.
+    pub(super) clients: HashMap<usize, (Epoch, Arc<PidFd>)>,
     kill: Option<Arc<OwnedFd>>,
     fuse: Vec<u32>,
     files: Vec<Arc<OwnedFd>>,
@@ -51,6 +55,7 @@ impl Peer {
             kill: self.kill.clone(),
             fuse: self.fuse.clone(),
             files: self.files.clone(),
+            clients: self.clients.values().map(|(_, process)| Arc::clone(process)).collect(),
             ..Kit::default()
         }
     }
@@ -156,6 +161,7 @@ impl Control {
             && old != who.epoch()
             && !released
         {
+            self.end_peer_clients(oslet);
             self.peers[oslet.index()] = Peer { epoch: who.epoch(), ..Peer::default() };
             let again = Arc::clone(&shared);
             self.waiting.insert(token, received);
@@ -165,21 +171,20 @@ impl Control {
         }
         let [segment] = <[OwnedFd; 1]>::try_from(received.descriptors)
             .map_err(|fds| corrupt(format!("greets with {} descriptors", fds.len())))?;
+        let segment = File::from(segment);
         if mapped != Some(who.epoch()) {
-            shared.region.map(&File::from(segment), participant, who.epoch())?;
+            shared.region.map(&segment, participant, who.epoch())?;
         }
-        self.linked(token, oslet, who, process, matches!(role, Role::Unknown(_)))
+        self.linked(token, who, process, matches!(role, Role::Unknown(_)))?;
+        self.peers[oslet.index()].segment = Some(Arc::new(segment));
+        self.announce_clients(oslet);
+        Ok(())
     }
 
     /// Its segment is mapped.
-    fn linked(
-        &mut self,
-        token: u64,
-        oslet: OsletId,
-        who: Who,
-        process: Process,
-        answer: bool,
-    ) -> Result<()> {
+    fn linked(&mut self, token: u64, who: Who, process: Process, answer: bool) -> Result<()> {
+        let oslets = self.peers.len();
+        let Some(oslet) = runtime_of(who, oslets) else { return Ok(()) };
         let peer = &self.peers[oslet.index()];
         if peer.epoch != who.epoch() || peer.process.is_none() {
             let opened = crate::procfs::ProcessId::from(process).open();
@@ -189,6 +194,7 @@ impl Control {
                 self.unwatch(old.as_fd());
             }
             self.watch_process(oslet, opened.as_fd())?;
+            self.end_peer_clients(oslet);
             let process = Some(Arc::new(opened));
             self.peers[oslet.index()] = Peer { epoch: who.epoch(), process, ..Peer::default() };
         }
@@ -261,14 +267,10 @@ impl Control {
             }
             Message::Offer { number, who, offer } => {
                 let from = who.participant().filter(|from| from.oslet == oslet);
-                let from = from.filter(|from| from.is_runtime() && who.epoch() == epoch);
+                // Of clients the server checks that they are mapped in that epoch.
+                let from = from.filter(|from| !from.is_runtime() || who.epoch() == epoch);
                 let from = from.ok_or_else(|| corrupt("offers a channel as another"))?;
-                let server = shared.server.lock().clone();
-                let answer = server.map(|server| server.accept(from, epoch, offer)).transpose();
-                if let Err(error) = &answer {
-                    shared.log(format_args!("channel from {}: {error}", shared.name(oslet)));
-                }
-                let answer = answer.ok().flatten();
+                let answer = shared.accept(from, who.epoch(), offer);
                 self.send(token, &Message::Answer { number, answer }, Vec::new());
                 Ok(())
             }
@@ -276,10 +278,12 @@ impl Control {
                 if let Some(waiting) = shared.offers.lock().remove(&number) {
                     // Whoever waited may have given up.
                     let _ = waiting.try_send(answer);
+                } else {
+                    self.pass_answer(number, answer);
                 }
                 Ok(())
             }
-            _ => Err(corrupt("a message that a runtime does not send")),
+            _ => self.hear_of_client(token, oslet, epoch, received),
         }
     }
 
@@ -289,7 +293,8 @@ impl Control {
         if peer.epoch != epoch {
             return;
         }
-        let old = std::mem::take(peer);
+        self.end_peer_clients(oslet);
+        let old = std::mem::take(&mut self.peers[oslet.index()]);
         if let Some(process) = old.process {
             self.unwatch(process.as_fd());
         }

@@ -63,7 +63,7 @@ fn status(shared: &Shared, details: bool) -> Result<Status> {
         who: shared.who(),
         process: shared.process.into(),
         frames: [usage.total as u64, usage.free as u64, usage.limbo as u64],
-        clients: 0,
+        clients: shared.resources.lock().clients.len() as u32,
         volumes,
         devices,
         members,

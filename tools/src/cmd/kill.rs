@@ -1,4 +1,4 @@
-//! `oslet kill`: signals to processes inside an OSlet, by their numbers there.
+//! `oslet kill`: signals to processes inside an OSlet, by their numbers there; or its end.
 
 use std::process::ExitCode;
 
@@ -9,21 +9,25 @@ use rustix::process::Signal;
 
 use crate::args::Global;
 
-/// Send a signal to processes inside an OSlet.
+/// Send a signal to processes inside an OSlet, or end it whole.
+///
+/// Without processes, the OSlet's runtime is killed: the others fence it, all that ran inside ends,
+/// and with `restart = true` it comes back.
 ///
 /// Exit status: 0 when all got it, 1 when one is not there, 2 on an error.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:
   oslet kill o0 17
-  oslet kill -s USR1 o0 17 18")]
+  oslet kill -s USR1 o0 17 18
+  oslet kill o1")]
 pub(crate) struct KillArgs {
-    /// The signal, by name or number
-    #[arg(short, long, value_name = "SIGNAL", default_value = "TERM", value_parser = signal)]
-    pub(crate) signal: i32,
+    /// The signal, by name or number [default: TERM]
+    #[arg(short, long, value_name = "SIGNAL", value_parser = signal, requires = "pids")]
+    pub(crate) signal: Option<i32>,
     /// The OSlet
     pub(crate) name: String,
     /// Processes, by their numbers inside (see oslet ps)
-    #[arg(required = true, value_name = "PID")]
+    #[arg(value_name = "PID")]
     pub(crate) pids: Vec<u32>,
 }
 
@@ -33,6 +37,19 @@ pub(crate) struct KillArgs {
 /// When the OSlet is not known or not up, or a process is not ours to signal.
 pub(crate) fn run(args: KillArgs, global: &Global) -> Result<ExitCode> {
     let state = state::find(&global.running(), &args.name)?;
+    if args.pids.is_empty() {
+        let what = || format!("OSlet {}: its runtime, process {}", args.name, state.runtime.pid);
+        return match state.runtime.open().with_context(what)? {
+            Some(runtime) => {
+                runtime.send(Signal::KILL.as_raw()).with_context(what)?;
+                Ok(ExitCode::SUCCESS)
+            }
+            None => {
+                eprintln!("oslet: {}: not there", what());
+                Ok(ExitCode::from(1))
+            }
+        };
+    }
     let processes = match procfs::processes(state.init) {
         Err(error) if procfs::gone(&error) => bail!("OSlet {} is gone", args.name),
         other => other.with_context(|| format!("OSlet {}: processes", args.name))?,
@@ -44,7 +61,9 @@ pub(crate) fn run(args: KillArgs, global: &Global) -> Result<ExitCode> {
         let found = processes.iter().find(|process| process.inner_pid == pid);
         let opened = found.map(|process| process.id().open()).transpose().with_context(what)?;
         match opened.flatten() {
-            Some(process) => process.send(args.signal).with_context(what)?,
+            Some(process) => {
+                process.send(args.signal.unwrap_or(Signal::TERM.as_raw())).with_context(what)?
+            }
             None => {
                 eprintln!("oslet: {}: not there (see oslet ps {})", what(), args.name);
                 code = ExitCode::from(1);
