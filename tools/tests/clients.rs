@@ -35,8 +35,9 @@ impl Cluster {
         let image = cluster.path("disk.img");
         let file = fs::File::create(&image).unwrap();
         file.set_len(32 << 20).unwrap();
-        let made = Command::new("mkfs.ext4").args(["-q", "-F", "-d"]).arg(source()).arg(&image);
-        assert!({ made }.status().unwrap().success(), "mkfs.ext4 (e2fsprogs) is needed");
+        let mut mkfs = Command::new("mkfs.ext4");
+        let made = mkfs.args(["-q", "-F", "-d"]).arg(source()).arg(&image).status();
+        assert!(made.unwrap().success(), "mkfs.ext4 (e2fsprogs) is needed");
         fs::write(
             cluster.path("oslet.toml"),
             "[region]\nsize = \"64M\"\n\
