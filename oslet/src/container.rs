@@ -194,8 +194,22 @@ fn converse(
     let mut init: Option<(PidFd, ProcessId)> = None;
     let mut serve = Some(serve);
     let mut helper = Some(helper);
+    // PID 1 may be ready to speak before the helper that made it has told of it.
+    let mut early = None;
     let result = loop {
-        match (message::receive(&socket, end), &init) {
+        let next = match early.take() {
+            Some(message) if init.is_some() => Ok(Some(message)),
+            waiting => {
+                early = waiting;
+                message::receive(&socket, end)
+            }
+        };
+        match (next, &init) {
+            (Ok(Some(message @ (ToRuntime::Fuse | ToRuntime::Ready { .. }, _))), None)
+                if early.is_none() =>
+            {
+                early = Some(message);
+            }
             (Ok(Some((ToRuntime::Forked { pid }, _))), None) => {
                 // A child of ours that nobody has reaped: the number is its own.
                 let opened = PidFd::open(pid).and_then(|fd| Ok((fd, ProcessId::of(pid)?)));

@@ -199,7 +199,10 @@ impl Cluster {
             let again = self.spec.restart[oslet] && self.stopping.is_none() && !end.clean;
             if first && !end.clean {
                 self.children[oslet].state = State::Over;
-                return Err(Error::Invalid(format!("OSlet {name}: {}", end.how)));
+                // What its init says names the OSlet already.
+                let prefix = format!("OSlet {name}: ");
+                let how = end.how.strip_prefix(&prefix).unwrap_or(&end.how);
+                return Err(Error::Invalid(format!("{prefix}{how}")));
             }
             let again = self.children[oslet].rest(again);
             if !end.clean && self.stopping.is_none() {

@@ -1,7 +1,9 @@
 //! Harness and scenarios that run the whole system.
 #![forbid(unsafe_code)]
 
+pub mod cluster;
 pub mod cut;
 pub mod fsdiff;
 pub mod kernel;
 pub mod storm;
+pub mod uring;

@@ -32,7 +32,7 @@ pub(super) fn assemble(
     bind_host(&host, spec.tmp, notes)?;
     mount_proc(&host, notes)?;
     dev::assemble(spec, &host, notes)?;
-    mount_global(spec, &host, serve)?;
+    mount_global(spec, &host, notes, serve)?;
     mount_temporary(spec, &host, notes)?;
     show_directory(spec, &host, notes)?;
     unmount(&host, UnmountFlags::DETACH).map_err(Error::file(&host, "unmount"))?;
@@ -143,7 +143,12 @@ fn mount_proc(host: &Path, notes: &mut Vec<String>) -> Result<()> {
     }
 }
 
-fn mount_global(spec: &Spec, host: &Path, serve: impl FnOnce(OwnedFd) -> Result<()>) -> Result<()> {
+fn mount_global(
+    spec: &Spec,
+    host: &Path,
+    notes: &mut Vec<String>,
+    serve: impl FnOnce(OwnedFd) -> Result<()>,
+) -> Result<()> {
     let global = Path::new("/global");
     make_directory(global, 0o755)?;
     match &spec.global {
@@ -154,9 +159,19 @@ fn mount_global(spec: &Spec, host: &Path, serve: impl FnOnce(OwnedFd) -> Result<
         }
         Global::Fuse { source, subtype, options, read_only } => {
             let path = within(host, Path::new("/dev/fuse"));
-            let device = File::options().read(true).write(true).open(path);
-            let device =
-                device.map_err(Error::io("/dev/fuse: open (is the fuse module loaded?)"))?;
+            let device = match File::options().read(true).write(true).open(path) {
+                // An ordinary user can do nothing about it: the rest of the cluster is of use.
+                Err(error) if spec.user_namespace && unusable(&error) => {
+                    notes.push(format!(
+                        "/global: empty: {source} cannot be mounted by this user: /dev/fuse: \
+                         {error} (as root: chmod 666 /dev/fuse)"
+                    ));
+                    return empty(global);
+                }
+                device => {
+                    device.map_err(Error::io("/dev/fuse: open (is the fuse module loaded?)"))?
+                }
+            };
             let ids = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
             let mut data = format!(
                 "fd={},rootmode=40000,user_id={},group_id={}",
