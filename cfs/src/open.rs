@@ -48,7 +48,10 @@ impl Image {
         options: &OpenOptions,
     ) -> Result<Self> {
         let named = |error: Error| error.about(path);
-        let claim = guard::claim(path, !options.read_only)?;
+        let claim = guard::claim(path, !options.read_only).map_err(|error| match error {
+            Error::Refused { .. } => named(error),
+            other => other,
+        })?;
         let file = claim.file().try_clone().map_err(Error::io("duplicate a descriptor"))?;
         let file_options = FileOptions { read_only: options.read_only, ..FileOptions::default() };
         let device = FileDevice::from_file(file, path, file_options, engine, arena);

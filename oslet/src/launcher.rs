@@ -101,7 +101,11 @@ impl Cluster {
         made.map_err(Error::file(directory, "create"))?;
         let lock = take_lock(directory)?;
         leftovers::remove(directory, &spec.name)?;
-        let control = ControlPage::create(&spec.runtime.backing, &spec.name, spec.restart.len())?;
+        let control = ControlPage::create(&spec.runtime.backing, &spec.name, spec.restart.len());
+        let control = control.inspect_err(|_| {
+            // The first error is the one to report.
+            let _ = leftovers::remove_directory(directory);
+        })?;
         let own = ProcessId::own().map_err(Error::io("own process"))?;
         let path = directory.join(stop::LAUNCHER);
         let text = serde_json::to_vec(&own)
@@ -132,7 +136,7 @@ impl Cluster {
         for oslet in 0..self.children.len() {
             if let Err(error) = self.spawn(oslet) {
                 failure = Some(error);
-                self.stop();
+                self.give_up();
                 break;
             }
         }
@@ -151,7 +155,7 @@ impl Cluster {
             for oslet in 0..self.children.len() {
                 if let Err(error) = self.look_after(oslet, &mut report) {
                     failure.get_or_insert(error);
-                    self.stop();
+                    self.give_up();
                 }
             }
             let ready = self.children.iter().all(|child| matches!(child.state, State::Serving(_)));
@@ -220,6 +224,13 @@ impl Cluster {
             }
         }
         Ok(())
+    }
+
+    /// Stops, without waiting for those that start: they may wait for the one that failed.
+    fn give_up(&mut self) {
+        self.stop();
+        let starting = |child: &&mut Child| matches!(child.state, State::Starting);
+        self.children.iter_mut().filter(starting).for_each(Child::kill);
     }
 
     fn stop(&mut self) {

@@ -36,7 +36,7 @@ fn main() -> ExitCode {
         // Whoever reads the output has seen enough.
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{error:#}");
+            eprintln!("{}", output::causes(&error));
             ExitCode::from(FAILED)
         }
     }

@@ -30,6 +30,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(10);
 const FAILED: u8 = 2;
 
 pub(crate) fn main() -> ExitCode {
+    // It was run by way of /proc/self/exe; without the name it is no worse a runtime.
+    let _ = rustix::thread::set_name(c"oslet-runtime");
     let mut start = match launcher::accept_start(std::io::stdin()) {
         Ok(start) => start,
         Err(error) => {
@@ -41,7 +43,7 @@ pub(crate) fn main() -> ExitCode {
     match serve(&mut start).and_then(|(serving, notes)| serving.run(start.launcher, notes)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let why = format!("{error:#}");
+            let why = crate::output::causes(&error);
             eprintln!("{why}");
             // Without a launcher the log has it.
             let _ = again.and_then(|mut launcher: Connection| {
