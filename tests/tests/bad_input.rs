@@ -21,7 +21,7 @@ const CONFIGURATIONS: [(&str, &str); 12] = [
     ("\n[[oslet]]\nname = \"o0\"\nfoo = 1\n", "bad.toml:4: "),
     ("oslets = 3\n[[oslet]]\n[[oslet]]\n", "bad.toml:1: oslets = 3, but there are 2"),
     ("[[oslet]]\nname = \"a\"\n[[oslet]]\nname = \"a\"\n", "bad.toml:4: "),
-    ("[[oslet]]\ncpus = \"0\"\n[[oslet]]\ncpus = \"0\"\n", "bad.toml:4: oslet \"o1\": cpus: 0"),
+    ("[[oslet]]\ncpus = \"0\"\n[[oslet]]\ncpus = \"0\"\n", "bad.toml:4: oslet number 2: cpus: 0"),
     ("[[oslet]]\ncpus = \"0\"\n[[oslet]]\ncpus = \"777\"\n", "bad.toml:4: oslet \"o1\": cpus: 777"),
     ("[[oslet]]\nmem = \"node99\"\n", "bad.toml:2: oslet \"o0\": mem: no node 99"),
     ("[region]\nsize = \"64K\"\n", "bad.toml:2: region: size: 64.0 KiB is too small"),
