@@ -162,3 +162,6 @@ impl<W: WriteWords> PageIndex<W> {
 fn slots_of(bucket: usize) -> impl Iterator<Item = usize> {
     (0..SLOTS).map(move |slot| bucket * BUCKET_WORDS + slot * SLOT_WORDS)
 }
+
+#[cfg(test)]
+mod tests;
