@@ -1,6 +1,7 @@
 //! A native client for tests and for trying things out: it reads a volume's tree by reference.
 //!
-//! `oslet __client DIRECTORY OSLET VOLUME read` copies nothing but to print: a line for each regular
+//! `oslet __client DIRECTORY OSLET VOLUME read` copies nothing but to print: a line for each
+//! regular
 //! file, its length, the FNV-1a hash of its bytes and its path. `hold` pins the first page of every
 //! file until it is killed, and `loop` reads the tree again and again; both print `ready` first.
 
