@@ -64,12 +64,19 @@ fn one_at_a_time() {
 #[test]
 fn what_a_crash_left_is_waited_for() {
     let (source, sb) = with_mmp();
+    drop(hold(&source, &sb, &options("heir")).unwrap());
     set_sequence(&source, &sb, 77);
     let start = Instant::now();
     check(&*source, &sb, &options("next")).unwrap();
     // The block says 10 s, so 21 of them.
     assert!(start.elapsed() >= Duration::from_millis(4 * 21));
     assert_eq!(sequence(&source, &sb), 77);
+    // Who claims to succeed another waits all the same.
+    let start = Instant::now();
+    drop(hold(&source, &sb, &Options { take_over: true, ..options("stranger") }).unwrap());
+    assert!(start.elapsed() >= Duration::from_millis(4 * 21));
+    drop(hold(&source, &sb, &options("heir")).unwrap());
+    set_sequence(&source, &sb, 77);
     let start = Instant::now();
     let slow = Options { second: Duration::from_secs(100), take_over: true, ..options("heir") };
     let held = hold(&source, &sb, &slow).unwrap();
