@@ -31,7 +31,7 @@ fn the_plan_of_a_captured_machine() {
     let expected = "\
 Cluster  main, files in /x
 Machine  16 CPUs on 16 cores, 8 nodes; 61.5 GiB of 63.9 GiB free
-Region   15.3 GiB in memfd: 7.6 GiB for each OSlet
+Region   3.8 GiB in memfd: 1.9 GiB for each OSlet
 
 OSLET  CPUS  CORES  NODES  MEMORY    KIND       TMP   RESTART
 o0     0-7   8      0-3    31.9 GiB  namespace  host  no
