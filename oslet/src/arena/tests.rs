@@ -30,10 +30,9 @@ fn a_pinned_page_never_changes_under_its_reader() {
     let arena = Arena::new(&home);
     let link = AtomicU64::new(0);
     let done = AtomicBool::new(false);
-    let (mut reads, mut fills) = (0u64, 0u64);
+    let (reads, mut fills) = (AtomicU64::new(0), 0u64);
     std::thread::scope(|scope| {
-        let reading = scope.spawn(|| {
-            let mut reads = 0u64;
+        scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
                 let word = link.load(Ordering::Acquire);
                 let Some(page) = PageRef::from_word(word) else { continue };
@@ -43,14 +42,19 @@ fn a_pinned_page_never_changes_under_its_reader() {
                     for at in (0..4096).step_by(512) {
                         assert_eq!(guard.bytes().word(at).unwrap(), first, "refilled while pinned");
                     }
-                    reads += 1;
+                    reads.fetch_add(1, Ordering::Relaxed);
                 }
             }
-            reads
         });
-        let until = std::time::Instant::now() + std::time::Duration::from_millis(400);
+        let start = std::time::Instant::now();
+        // Long enough, and on a slow machine (or under valgrind) until both have had their turns.
+        let enough = |fills: u64| fills > 100 && reads.load(Ordering::Relaxed) > 100;
+        let go_on = |fills: u64| {
+            let ms = start.elapsed().as_millis();
+            ms < 400 || (ms < 60_000 && !enough(fills))
+        };
         let mut old: Option<PageRef> = None;
-        while std::time::Instant::now() < until {
+        while go_on(fills) {
             let Ok(mut frame) = arena.alloc() else { continue };
             fills += 1;
             for chunk in frame.bytes().unwrap().fill().chunks_mut(8) {
@@ -63,8 +67,8 @@ fn a_pinned_page_never_changes_under_its_reader() {
             }
         }
         done.store(true, Ordering::Relaxed);
-        reads = reading.join().unwrap();
     });
+    let reads = reads.into_inner();
     assert!(reads > 100 && fills > 100, "{reads} reads, {fills} fills: nothing was tested");
 }
 

@@ -81,7 +81,8 @@ fn standard_streams_pass_untouched() {
     // The very file, offset and all, and descriptors beyond the third.
     let file = world.directory().join("file");
     let script = format!(
-        "{} --dir '{}' run o0 sh -c 'echo one; echo three >&5' >'{file}' 5>&1; echo two >>'{file}'",
+        "'{}' --dir '{}' run o0 sh -c 'echo one; echo three >&5' \
+         >'{file}' 5>&1; echo two >>'{file}'",
         env!("CARGO_BIN_EXE_oslet"),
         world.directory().display(),
         file = file.display()
@@ -229,7 +230,8 @@ fn a_stop_stops_us_and_a_continue_continues() {
 #[test]
 fn a_terminal_is_as_for_a_direct_child() {
     let Some(world) = World::new() else { return };
-    let oslet = format!("{} --dir {}", env!("CARGO_BIN_EXE_oslet"), world.directory().display());
+    let oslet =
+        format!("'{}' --dir '{}'", env!("CARGO_BIN_EXE_oslet"), world.directory().display());
     let mut pty = Pty::shell();
     // Window size, and that a change of it is told.
     pty.resize(33, 101);
@@ -331,7 +333,8 @@ fn a_terminal_is_as_for_a_direct_child() {
 #[test]
 fn a_shell_inside_controls_its_own_jobs() {
     let Some(mut world) = World::new() else { return };
-    let oslet = format!("{} --dir {}", env!("CARGO_BIN_EXE_oslet"), world.directory().display());
+    let oslet =
+        format!("'{}' --dir '{}'", env!("CARGO_BIN_EXE_oslet"), world.directory().display());
     for shell in ["/bin/bash", "/bin/sh", "/no/such/shell"] {
         let mut pty = Pty::shell();
         pty.say(&format!("SHELL={shell} PS1='in''side> ' {oslet} shell -e HOME=/ltmp o0"));
