@@ -34,18 +34,21 @@ fuzz_target!(|data: &[u8]| {
         (0..WORDS).for_each(|index| words.put(index, row[index % row.len()]));
     }
     if let Some(key) = Key::new(ino, page.into()) {
-        let index = PageIndex::new(words.clone(), len.max(256));
+        let index = PageIndex::new(words.clone(), len.max(256)).expect("large enough for a set");
         if let Some(found) = index.find(key) {
             index.still(key, &found);
         }
     }
-    let table = InodeTable::new(words.clone(), len.max(24 * 8 * 4));
+    let table =
+        InodeTable::new(words.clone(), len.max(24 * 8 * 4)).expect("large enough for a set");
     if let Some(record) = table.find(ino) {
         record.to_words();
     }
     for long in [false, true] {
         if let Some(name) = Name::new(ino, name) {
-            NameIndex::new(words.clone(), len.max(40 * 8 * 4), long).find(&name);
+            if let Some(index) = NameIndex::new(words.clone(), len.max(40 * 8 * 4), long) {
+                index.find(&name);
+            }
         }
     }
 });
