@@ -7,7 +7,8 @@ pub(crate) struct Step {
     pub(crate) name: &'static str,
     /// What would go unnoticed without it.
     pub(crate) why: &'static str,
-    /// Each is a command line without quoting; `cargo` is the cargo that runs this.
+    /// Each is a command line without quoting; `cargo` is the cargo that runs this, and `HOST` the
+    /// target of this machine.
     pub(crate) commands: &'static [&'static str],
     pub(crate) environment: &'static [(&'static str, &'static str)],
     /// A build directory of its own, below the common one, for flags that change every crate.
@@ -134,6 +135,22 @@ pub(crate) const STEPS: &[Step] = &[
         ],
         limit_s: (300, 600),
         tests_at_least: 15,
+        ..CHECK
+    },
+    Step {
+        name: "asan",
+        why: "memory errors in the region's code, its threads running at once",
+        commands: &["cargo test --package oslet --lib --target HOST -- --show-output \
+             region:: arena:: hazard:: ring:: publish:: rpc::"],
+        // A stable compiler has sanitizers too, and asks for this word. With a target named, build
+        // scripts and macros are built without.
+        environment: &[
+            ("RUSTC_BOOTSTRAP", "1"),
+            ("RUSTFLAGS", "-Zsanitizer=address"),
+            ("CARGO_PROFILE_TEST_DEBUG", "0"),
+        ],
+        own_target: Some("asan"),
+        tests_at_least: 20,
         ..CHECK
     },
     Step {

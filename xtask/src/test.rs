@@ -157,7 +157,9 @@ impl Session {
             "cargo" => Command::new(tree::cargo()),
             other => Command::new(other),
         };
-        command.args(words).current_dir(&self.root).env("PATH", self.path()?);
+        let host = format!("{}-unknown-linux-gnu", env::consts::ARCH);
+        command.args(words.map(|word| if word == "HOST" { &host } else { word }));
+        command.current_dir(&self.root).env("PATH", self.path()?);
         command.env("CARGO_TERM_COLOR", "never");
         // The optimised binary, for the scenarios that run it.
         command.env("OSLET_BIN", self.target.join("release/oslet"));
