@@ -17,6 +17,8 @@ use crate::{Error, Result};
 
 /// Frames looked at in one sweep of the limbo, so that an allocation's time is bounded.
 const SWEEP: usize = 256;
+/// Frames looked at in one tick, which delays allocations for less than a millisecond.
+const TICK: usize = 4096;
 
 /// The allocator of this process's frames.
 #[derive(Debug)]
@@ -65,7 +67,7 @@ impl Arena {
             return Ok(frame);
         }
         let mut state = self.state.lock();
-        self.sweep(&mut state);
+        self.sweep(&mut state, SWEEP);
         if let Some(frame) = own.claim() {
             return Ok(frame);
         }
@@ -114,14 +116,21 @@ impl Arena {
 
     /// Looks at some of the limbo again; call it now and then. Returns how many came free.
     pub fn tick(&self) -> usize {
-        self.sweep(&mut self.state.lock())
+        self.sweep(&mut self.state.lock(), TICK)
     }
 
-    fn sweep(&self, state: &mut State) -> usize {
+    /// Looks at all of the limbo again, in turns: when somebody's pins have ended at once. Returns
+    /// how many came free.
+    pub fn sweep_all(&self) -> usize {
+        let turns = self.state.lock().limbo.len().div_ceil(TICK);
+        (0..turns).map(|_| self.tick()).sum()
+    }
+
+    fn sweep(&self, state: &mut State, most: usize) -> usize {
         if state.hand >= state.limbo.len() {
             state.hand = 0;
         }
-        let (from, count) = (state.hand, SWEEP.min(state.limbo.len() - state.hand));
+        let (from, count) = (state.hand, most.min(state.limbo.len() - state.hand));
         let freed = self.sweep_range(state, from, count);
         state.hand = from + count - freed;
         freed
@@ -175,20 +184,12 @@ impl Arena {
     }
 
     /// How many limbo frames each participant keeps from being reused: the number that a quota
-    /// bounds. Participants whose pins cannot be read come with the reason.
+    /// bounds. A frame that several pin is charged to each of them. Participants whose pins cannot
+    /// be read come with the reason.
     pub fn limbo_charges(&self) -> (Vec<(ParticipantId, usize)>, Vec<(ParticipantId, Error)>) {
         let limbo = self.state.lock().limbo.clone();
         let (index, bad) = self.region.pin_index();
-        let mut charges: Vec<(ParticipantId, usize)> = Vec::new();
-        for frame in limbo {
-            if let Some(who) = index.pinned_by(frame) {
-                match charges.iter_mut().find(|(p, _)| *p == who) {
-                    Some((_, count)) => *count += 1,
-                    None => charges.push((who, 1)),
-                }
-            }
-        }
-        (charges, bad)
+        (index.charges(&limbo), bad)
     }
 }
 

@@ -44,8 +44,8 @@ pub const MAX_FUSE_CONNECTIONS: usize = 64;
 /// Connections to one runtime at a time.
 pub const MAX_CONNECTIONS: usize = 512;
 
-/// A client may keep one part in so many of a segment's frames in limbo; more costs it its life.
-pub const CLIENT_LIMBO_PART: usize = 8;
+/// A participant may keep one part in so many of a segment's frames in limbo; more costs its life.
+pub const LIMBO_PART: usize = 8;
 /// Channels that a client may open to one incarnation of a runtime: its rings are of that segment.
 pub const CLIENT_CHANNELS: u32 = 4;
 

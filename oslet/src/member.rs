@@ -31,6 +31,9 @@ pub enum Event {
     Left(OsletId, Epoch),
     /// A native client takes part, and this process has mapped its segment.
     ClientJoined(ParticipantId, Epoch),
+    /// This runtime pins so many frames of that OSlet that are in limbo: it is fenced if it does
+    /// not let go within seconds.
+    LetGo(OsletId, Epoch, u64),
     /// A native client has ended, in whatever way.
     ClientGone(ParticipantId, Epoch),
 }

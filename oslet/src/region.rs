@@ -210,6 +210,30 @@ impl Region {
         self.mapped(page.home)?.segment.frame(page.frame)
     }
 
+    /// Every other participant whose segment is mapped and that has not ended.
+    pub fn present(&self) -> Vec<(ParticipantId, Epoch)> {
+        let ids = (0..limits::MAX_PARTICIPANTS).filter_map(ParticipantId::from_index);
+        let there = ids.filter(|who| *who != self.own.participant()).filter_map(|who| {
+            let record = self.mapped(who)?;
+            let ended = record.ended.load(Ordering::Acquire);
+            (!ended).then(|| (who, record.segment.epoch()))
+        });
+        there.collect()
+    }
+
+    /// Whether that participant's segment is still one. Returns whether it lists counters for own
+    /// frames: one that has said that our segment is mapped does.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] when its header has changed or its pins on own frames cannot be read.
+    pub fn check(&self, who: ParticipantId) -> Result<bool> {
+        let Some(record) = self.mapped(who) else { return Ok(false) };
+        record.segment.check_header(self.control.cluster())?;
+        let own = &self.own;
+        let pins = record.segment.pins_on(own.participant(), own.epoch(), own.frames())?;
+        Ok(pins.is_some())
+    }
+
     /// Where every mapped participant keeps its pins on own frames, at this moment. A participant
     /// whose directory does not validate is reported instead: its pins are unknown.
     pub(crate) fn pin_index(&self) -> (PinIndex, Vec<(ParticipantId, Error)>) {
@@ -250,6 +274,17 @@ impl PinIndex {
     pub(crate) fn pinned_by(&self, frame: FrameNo) -> Option<ParticipantId> {
         let pinned = |pins| hazard::is_pinned(&SeenCounter { pins, frame: frame.0 as usize });
         self.0.iter().find(|(_, pins)| pinned(pins)).map(|&(who, _)| who)
+    }
+
+    /// How many of those frames each participant pins; those that pin none are left out.
+    pub(crate) fn charges(&self, frames: &[FrameNo]) -> Vec<(ParticipantId, usize)> {
+        let count = |(who, pins): &(ParticipantId, _)| {
+            let pinned = |frame: &&FrameNo| {
+                hazard::is_pinned(&SeenCounter { pins, frame: frame.0 as usize })
+            };
+            (*who, frames.iter().filter(pinned).count())
+        };
+        self.0.iter().map(count).filter(|(_, count)| *count > 0).collect()
     }
 
     /// Ticks since anybody used that frame.

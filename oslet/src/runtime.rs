@@ -9,6 +9,7 @@ mod control;
 mod fencing;
 mod join;
 mod peers;
+mod quota;
 mod status;
 
 use std::collections::{HashMap, VecDeque};
@@ -497,8 +498,12 @@ fn tell_services(shared: &Shared, tasks: &mpsc::Receiver<Task>) {
                         if let Some(server) = server {
                             server.drop_peer(ParticipantId::runtime(oslet), epoch);
                         }
+                        shared.arena.sweep_all();
                     }
-                    Event::ClientGone(who, epoch) => shared.forget_client(who, epoch),
+                    Event::ClientGone(who, epoch) => {
+                        shared.forget_client(who, epoch);
+                        shared.arena.sweep_all();
+                    }
                     _ => {}
                 }
                 let services = shared.services.read().clone();

@@ -141,9 +141,9 @@ pub enum Message {
         /// Who has.
         who: Who,
     },
-    /// To the runtime of a client that keeps too many of the sender's frames in limbo.
+    /// To a runtime: it, or its client, keeps too many of the sender's frames in limbo.
     OverQuota {
-        /// The client.
+        /// Who does.
         who: Who,
         /// How many frames.
         frames: u64,

@@ -8,6 +8,7 @@
 use std::fs::File;
 
 use super::control::{CLIENT_PROCESS, Control, Role};
+use super::quota::{LET_GO, Over};
 use super::*;
 use crate::control_socket::Received;
 use crate::sys::pidfd::PidFd;
@@ -15,12 +16,6 @@ use crate::wire::{Process, Who};
 
 /// Epochs of a client are its runtime's, shifted by this, plus a number in its slot.
 const EPOCH_SHIFT: u32 = 16;
-/// How long a client over quota has to let go.
-const LET_GO: Duration = Duration::from_secs(2);
-/// Charges that are not heard of for this long are over.
-const STALE: Duration = Duration::from_secs(1);
-/// How often limbo frames are charged to those who pin them.
-const CHARGE: Duration = Duration::from_millis(400);
 /// Requests for channels under way.
 const MAX_FORWARDED: usize = 1024;
 
@@ -32,7 +27,6 @@ pub(super) struct Guests {
     numbers: HashMap<usize, u16>,
     /// Channels asked for on behalf of clients: link and number there.
     forwarded: HashMap<u64, (u64, u64)>,
-    charged: Option<Instant>,
 }
 
 struct Guest {
@@ -46,8 +40,7 @@ struct Guest {
     /// Which runtimes have mapped it.
     mapped_by: Vec<(OsletId, Epoch)>,
     channels: HashMap<(u32, u32), u32>,
-    /// Over quota: since when, and when it was last heard.
-    over: Option<(Instant, Instant)>,
+    over: Option<Over>,
 }
 
 impl Guest {
@@ -268,9 +261,13 @@ impl Control {
                 }
                 Ok(())
             }
+            Message::OverQuota { who, frames } if who == shared.who() => {
+                self.asked_to_let_go(oslet, epoch, frames);
+                Ok(())
+            }
             Message::OverQuota { who, frames } => {
                 let slot = client(who, shared.me)?.slot();
-                self.over_quota(slot, who.epoch(), frames);
+                self.client_over_quota(slot, who.epoch(), frames);
                 Ok(())
             }
             _ => Err(corrupt("a message that a runtime does not send")),
@@ -398,55 +395,26 @@ impl Control {
         }
     }
 
-    /// Frames that are free but for pins come back, or are charged to the clients that pin them.
-    pub(super) fn mind_quotas(&mut self) {
-        let shared = Arc::clone(&self.shared);
-        shared.arena.tick();
-        let usage = shared.arena.usage();
-        let quota = usage.total / limits::CLIENT_LIMBO_PART;
-        let early = self.guests.charged.is_some_and(|last| last.elapsed() < CHARGE);
-        if usage.limbo <= quota || early {
-            return;
+    /// The process of a client, ours or another's.
+    pub(super) fn client_process(&self, who: ParticipantId, epoch: Epoch) -> Option<Arc<PidFd>> {
+        if who.oslet == self.shared.me {
+            let guest = self.guests.by_slot.get(&who.slot())?;
+            return (guest.epoch == epoch).then(|| Arc::clone(&guest.process));
         }
-        self.guests.charged = Some(Instant::now());
-        for (who, frames) in shared.arena.limbo_charges().0 {
-            let Some(segment) = shared.region.segment(who) else { continue };
-            let (epoch, frames) = (segment.epoch(), frames as u64);
-            if who.is_runtime() || frames <= quota as u64 {
-                continue;
-            }
-            if who.oslet == shared.me {
-                self.over_quota(who.slot(), epoch, frames);
-            } else if let Some(link) = self.peers[who.oslet.index()].link {
-                let message = Message::OverQuota { who: Who::new(who, epoch), frames };
-                self.send(link, &message, Vec::new());
-            }
-        }
+        let (known, process) = self.peers.get(who.oslet.index())?.clients.get(&who.slot())?;
+        (*known == epoch).then(|| Arc::clone(process))
     }
 
-    fn over_quota(&mut self, slot: usize, epoch: Epoch, frames: u64) {
-        let Some(guest) = self.guests.by_slot.get_mut(&slot) else { return };
-        if guest.epoch != epoch {
-            return;
-        }
-        let now = Instant::now();
-        let since = guest.over.filter(|(_, last)| last.elapsed() < STALE).map(|(since, _)| since);
-        guest.over = Some((since.unwrap_or(now), now));
-        match since {
-            None => {
-                if let Some(link) = guest.link {
-                    self.send(link, &Message::LetGo { frames }, Vec::new());
-                }
-            }
-            Some(since) if since.elapsed() >= LET_GO => {
-                let (who, killed) = (guest.who, guest.process.send(libc::SIGKILL));
-                let what = format!("client {who:?}: keeps {frames} frames in limbo: killed");
-                match killed {
-                    Ok(()) => self.shared.log(what),
-                    Err(error) => self.shared.log(format_args!("{what}: {error}")),
-                }
-            }
-            Some(_) => {}
+    /// One of ours keeps too many frames in limbo, of our segment or another's.
+    pub(super) fn client_over_quota(&mut self, slot: usize, epoch: Epoch, frames: u64) {
+        let guest = self.guests.by_slot.get_mut(&slot).filter(|guest| guest.epoch == epoch);
+        let Some(guest) = guest else { return };
+        let over = Over::found(&mut guest.over, Instant::now());
+        let (who, link) = (guest.who, guest.link);
+        if over >= LET_GO {
+            self.condemn(who, epoch, &format!("keeps {frames} frames in limbo"));
+        } else if let (Some(link), true) = (link, over.is_zero()) {
+            self.send(link, &Message::LetGo { frames }, Vec::new());
         }
     }
 }

@@ -8,6 +8,7 @@ use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use super::clients::Guests;
 use super::fencing;
 use super::peers::Peer;
+use super::quota::Quotas;
 use super::*;
 use crate::control_socket::{Connection, Listener, Received};
 use crate::member::fence::Kit;
@@ -67,6 +68,7 @@ pub(super) struct Control {
     table: Table,
     fences: HashMap<OsletId, Epoch>,
     pub(super) guests: Guests,
+    pub(super) quotas: Quotas,
     leaving: bool,
 }
 
@@ -89,6 +91,7 @@ impl Control {
             table: Table::default(),
             fences: HashMap::new(),
             guests: Guests::default(),
+            quotas: Quotas::default(),
             leaving: false,
             shared,
         };
@@ -149,7 +152,7 @@ impl Control {
                 self.look()?;
                 self.connect_missing();
                 self.drop_silent();
-                self.mind_quotas();
+                self.mind_pins();
             }
         }
         self.tell_peers(&Message::Changed);

@@ -7,6 +7,7 @@
 use std::fs::File;
 
 use super::control::{Control, Role, runtime_of};
+use super::quota::Over;
 use super::*;
 use crate::control_socket::{Connection, Received};
 use crate::member::fence::Kit;
@@ -34,6 +35,8 @@ pub(super) struct Peer {
     fuse: Vec<u32>,
     files: Vec<Arc<OwnedFd>>,
     tried: Option<Instant>,
+    /// It keeps too many of our frames in limbo.
+    pub(super) over: Option<Over>,
     /// Since when nobody answers there.
     unreachable: Option<Instant>,
 }

@@ -154,6 +154,24 @@ impl PeerSegment {
         self.frames.sub(frame.0 as usize * limits::FRAME_SIZE, limits::FRAME_SIZE)
     }
 
+    /// Whether the header is what it was when the segment was mapped. An honest participant never
+    /// changes it.
+    pub(in crate::region) fn check_header(&self, cluster: ClusterId) -> Result<()> {
+        let get = |offset: usize| self.words.load(offset / 8, Ordering::Relaxed);
+        let same = get(at::MAGIC) == layout::SEGMENT_MAGIC
+            && get(at::VERSION) == layout::version_word()
+            && [get(at::CLUSTER), get(at::CLUSTER + 8)] == cluster.0
+            && get(at::PARTICIPANT) == participant_word(self.participant, self.epoch)
+            && get(at::FRAMES) == self.frames() as u64;
+        if same {
+            return Ok(());
+        }
+        Err(Error::Corrupt {
+            peer: format!("segment of {:?} epoch {}", self.participant, self.epoch),
+            what: "its header has changed".into(),
+        })
+    }
+
     /// The counters in which this participant pins the frames of `home`, if it says that it does.
     pub(in crate::region) fn pins_on(
         &self,
@@ -164,13 +182,19 @@ impl PeerSegment {
         let word = pin_entry_word(home);
         // SYNC POINT: pins published
         let first = self.words.load(word, Ordering::SeqCst);
-        if first == 0 || (first >> 32) as u32 != epoch.0 {
+        let named = Epoch((first >> 32) as u32);
+        // It may not have heard yet that `home` is back.
+        if first == 0 || named < epoch {
             return Ok(None);
         }
-        if first as u32 as usize != frames {
+        if first as u32 as usize != frames || named != epoch {
             return Err(Error::Corrupt {
                 peer: format!("pin directory of {:?}", self.participant),
-                what: format!("{} counters for {frames} frames of {home:?}", first as u32),
+                what: format!(
+                    "{} counters for epoch {named} of {home:?}, which has {frames} frames in epoch \
+                     {epoch}",
+                    first as u32
+                ),
             });
         }
         let offset = usize::try_from(self.words.load(word + 1, Ordering::Relaxed));
