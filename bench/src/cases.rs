@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use crate::Environment;
 use crate::case::{Case, Peer, Side, Target, Unit};
-use crate::corpus;
+use crate::corpus::{self, PAGE, Walk};
 use crate::peers::{self, Naming};
 use crate::scratch::{Mount, Place};
 use crate::through::{self, Access, Mounter};
+use crate::{Environment, Sizes};
 
 /// A kind of work that is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -20,6 +20,8 @@ pub enum Work {
     ReferenceSmall,
     /// The same in 1 GiB.
     ReferenceLarge,
+    /// In 8 MiB, where each page tells which is next: no two reads overlap.
+    ReferenceChain,
     /// The page copied out, in 8 MiB.
     CopySmall,
     /// The same in 1 GiB.
@@ -42,10 +44,11 @@ pub enum Work {
 
 impl Work {
     /// All of it, in the order of the table.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::MessageRoundTrip,
         Self::ReferenceSmall,
         Self::ReferenceLarge,
+        Self::ReferenceChain,
         Self::CopySmall,
         Self::CopyLarge,
         Self::Stat,
@@ -61,12 +64,23 @@ impl Work {
         Self::MountCached(Access::Stat),
     ];
 
+    /// Which cached pages are read, where the work is to read them.
+    pub fn walk(self, sizes: Sizes) -> Walk {
+        let bytes = match self {
+            Self::ReferenceLarge | Self::CopyLarge => sizes.large,
+            _ => sizes.small,
+        };
+        let pages = bytes / PAGE as u64;
+        if self == Self::ReferenceChain { Walk::chain(pages) } else { Walk::new(pages) }
+    }
+
     /// Its name in the table.
     pub fn name(self) -> &'static str {
         match self {
             Self::MessageRoundTrip => "message round trip",
             Self::ReferenceSmall => "cached 4 KiB by reference, 8 MiB",
             Self::ReferenceLarge => "cached 4 KiB by reference, 1 GiB",
+            Self::ReferenceChain => "cached 4 KiB by reference, chained",
             Self::CopySmall => "cached 4 KiB by copy, 8 MiB",
             Self::CopyLarge => "cached 4 KiB by copy, 1 GiB",
             Self::Stat => "stat by path",
@@ -129,25 +143,14 @@ impl Ours {
 /// # Errors
 /// What should be possible here has failed.
 pub fn build(work: Work, environment: &Environment, ours: &mut Ours) -> anyhow::Result<Case> {
-    let (sizes, name) = (environment.sizes, work.name());
+    let name = work.name();
     match work {
         Work::MessageRoundTrip => messages(environment, ours),
-        Work::ReferenceSmall => {
-            let limit = peers::memory_access(sizes.small);
-            pages(work, environment, ours, sizes.small, limit, 20.0)
-        }
-        Work::ReferenceLarge => {
-            let limit = peers::memory_access(sizes.large);
-            pages(work, environment, ours, sizes.large, limit, 10.0)
-        }
-        Work::CopySmall => {
-            let limit = peers::memory_copy(sizes.small);
-            pages(work, environment, ours, sizes.small, limit, 5.0)
-        }
-        Work::CopyLarge => {
-            let limit = peers::memory_copy(sizes.large);
-            pages(work, environment, ours, sizes.large, limit, 1.5)
-        }
+        Work::ReferenceSmall => pages(work, environment, ours, Target::TimesPeer(20.0)),
+        Work::ReferenceLarge => pages(work, environment, ours, Target::TimesPeer(10.0)),
+        Work::ReferenceChain => pages(work, environment, ours, Target::None),
+        Work::CopySmall => pages(work, environment, ours, Target::TimesPeer(5.0)),
+        Work::CopyLarge => pages(work, environment, ours, Target::TimesPeer(1.5)),
         Work::Stat => stats(work, environment, ours, Naming::Path),
         Work::Lookup => stats(work, environment, ours, Naming::Name),
         Work::MemoryOfTwo | Work::MemoryOfEight => {
@@ -197,20 +200,23 @@ fn pages(
     work: Work,
     environment: &Environment,
     ours: &mut Ours,
-    bytes: u64,
-    limit: Side,
-    times_ext4: f64,
+    beside_ext4: Target,
 ) -> anyhow::Result<Case> {
-    let scratch = &environment.scratch;
+    let (scratch, walk) = (&environment.scratch, work.walk(environment.sizes));
+    let bytes = walk.pages() * PAGE as u64;
+    let limit = match work {
+        Work::CopySmall | Work::CopyLarge => peers::memory_copy(walk.clone()),
+        _ => peers::memory_access(walk.clone()),
+    };
     // Room for the file, the inode tables and the journal.
-    let ext4 = on_pages(scratch.ext4(bytes + bytes / 8 + (96 << 20)), bytes)?;
-    let tmpfs = on_pages(scratch.tmpfs(), bytes)?;
+    let ext4 = on_pages(scratch.ext4(bytes + bytes / 8 + (96 << 20)), walk.clone())?;
+    let tmpfs = on_pages(scratch.tmpfs(), walk)?;
     Ok(Case {
         name: work.name(),
         unit: Unit::Nanoseconds,
         ours: ours.side(work, environment)?,
         peers: vec![
-            Peer { name: "pread on ext4", side: ext4, target: Target::TimesPeer(times_ext4) },
+            Peer { name: "pread on ext4", side: ext4, target: beside_ext4 },
             Peer { name: "pread on tmpfs", side: tmpfs, target: Target::None },
         ],
         limit,
@@ -218,13 +224,13 @@ fn pages(
     })
 }
 
-fn on_pages(place: Place, bytes: u64) -> anyhow::Result<Side> {
+fn on_pages(place: Place, walk: Walk) -> anyhow::Result<Side> {
     match place {
         Err(why) => Ok(Side::absent(why)),
         Ok(mount) => {
             let path = mount.dir().join("pages");
-            corpus::write_pages(&path, bytes)?;
-            peers::pread(&path, mount)
+            corpus::write_pages(&path, walk.pages() * PAGE as u64)?;
+            peers::pread(&path, walk, mount)
         }
     }
 }

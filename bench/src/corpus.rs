@@ -38,23 +38,39 @@ pub fn word(bytes: &[u8], index: usize) -> u64 {
 
 /// A walk over random pages that remembers whether all it saw was right.
 ///
-/// What a step saw goes into where the next one leads, so that no processor can overlap two.
-#[derive(Debug)]
+/// Where it leads is known ahead, so that a processor may overlap its steps, as far as what they
+/// do allows that. In a *chain* what a step saw decides where the next one leads: no two overlap.
+#[derive(Debug, Clone)]
 pub struct Walk {
     state: u64,
     pages: u64,
     wrong: u64,
+    chain: bool,
 }
 
 impl Walk {
     /// A walk over `pages` pages; every walk of the same length is the same.
     pub fn new(pages: u64) -> Self {
-        Self { state: 0x2545_f491_4f6c_dd1d, pages: pages.max(1), wrong: 0 }
+        Self { state: 0x2545_f491_4f6c_dd1d, pages: pages.max(1), wrong: 0, chain: false }
+    }
+
+    /// The same walk as a chain.
+    pub fn chain(pages: u64) -> Self {
+        Self { chain: true, ..Self::new(pages) }
+    }
+
+    /// How many pages it leads over.
+    pub fn pages(&self) -> u64 {
+        self.pages
     }
 
     /// The next page, and the index of a word in it.
     #[inline]
     pub fn step(&mut self) -> (u64, usize) {
+        if self.chain {
+            // Zero, unless something was wrong; a branch, not arithmetic, or every walk would wait.
+            self.state ^= std::hint::black_box(self.wrong);
+        }
         self.state ^= self.state << 13;
         self.state ^= self.state >> 7;
         self.state ^= self.state << 17;
@@ -71,9 +87,7 @@ impl Walk {
     /// Takes in some other value, and what it should have been.
     #[inline]
     pub fn saw_instead(&mut self, value: u64, wanted: u64) {
-        let difference = value ^ wanted;
-        self.wrong |= difference;
-        self.state ^= difference;
+        self.wrong |= value ^ wanted;
     }
 
     /// Whether everything seen so far was right.

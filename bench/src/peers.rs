@@ -6,7 +6,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Instant;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, statat};
 
 use crate::case::Side;
@@ -27,12 +27,12 @@ pub use socket::unix_socket;
 /// Why a side that spins is not measured on one processor.
 const ONE_CPU: &str = "needs two CPUs";
 
-/// pread of random 4 KiB pages of the file that [`corpus::write_pages`] wrote at `path`, all of
-/// them cached; `keep` is held as long (the mount).
+/// pread of the pages that `walk` leads to in the file that [`corpus::write_pages`] wrote at
+/// `path`, all of them cached; `keep` is held as long (the mount).
 ///
 /// # Errors
 /// The file cannot be opened or read through once.
-pub fn pread<T: 'static>(path: &Path, keep: Rc<T>) -> anyhow::Result<Side> {
+pub fn pread<T: 'static>(path: &Path, mut walk: Walk, keep: Rc<T>) -> anyhow::Result<Side> {
     let name = || path.display().to_string();
     let file = File::open(path).with_context(name)?;
     let pages = file.metadata().with_context(name)?.len() / PAGE as u64;
@@ -40,7 +40,7 @@ pub fn pread<T: 'static>(path: &Path, keep: Rc<T>) -> anyhow::Result<Side> {
     for page in 0..pages {
         file.read_exact_at(&mut buffer, page * PAGE as u64).with_context(name)?;
     }
-    let mut walk = Walk::new(pages);
+    ensure!(pages == walk.pages(), "{}: {pages} pages", path.display());
     let held = In { open: file, _mount: keep };
     Ok(Side::batch(move |operations| {
         let In { open: file, .. } = whole(&held);
@@ -107,9 +107,8 @@ pub fn stat<T: 'static>(top: &Path, naming: Naming, keep: Rc<T>) -> anyhow::Resu
 }
 
 /// The limit of reading by reference: one word of a random page of this process's own memory.
-pub fn memory_access(bytes: u64) -> Side {
-    let memory = pages_in_memory(bytes);
-    let mut walk = Walk::new((memory.len() / WORDS) as u64);
+pub fn memory_access(mut walk: Walk) -> Side {
+    let memory = pages_in_memory(walk.pages());
     Side::batch(move |operations| {
         let started = Instant::now();
         for _ in 0..operations {
@@ -123,9 +122,8 @@ pub fn memory_access(bytes: u64) -> Side {
 }
 
 /// The limit of reading by copy: a random page of this process's own memory, copied.
-pub fn memory_copy(bytes: u64) -> Side {
-    let memory = pages_in_memory(bytes);
-    let mut walk = Walk::new((memory.len() / WORDS) as u64);
+pub fn memory_copy(mut walk: Walk) -> Side {
+    let memory = pages_in_memory(walk.pages());
     let mut buffer = vec![0; WORDS];
     Side::batch(move |operations| {
         let started = Instant::now();
@@ -141,8 +139,7 @@ pub fn memory_copy(bytes: u64) -> Side {
     })
 }
 
-fn pages_in_memory(bytes: u64) -> Vec<u64> {
-    let pages = (bytes / PAGE as u64).max(1);
+fn pages_in_memory(pages: u64) -> Vec<u64> {
     (0..pages).flat_map(|page| (0..WORDS).map(move |word| corpus::expected(page, word))).collect()
 }
 

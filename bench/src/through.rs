@@ -65,7 +65,10 @@ pub fn cached(access: Access, image: &Path, mounter: &Mounter) -> anyhow::Result
     let (stream, tree) = (mount.dir().join(STREAM), mount.dir().join(TREE));
     match access {
         Access::Sequential => sequential(&stream, mount),
-        Access::Random => peers::pread(&stream, mount),
+        Access::Random => {
+            let bytes = stream.metadata().with_context(|| stream.display().to_string())?.len();
+            peers::pread(&stream, Walk::new(bytes / PAGE as u64), mount)
+        }
         Access::Stat => {
             for leaf in corpus::leaves()? {
                 let path = tree.join(leaf.path.to_str()?);

@@ -6,6 +6,14 @@ use crate::sync::Ordering;
 pub trait ReadWords {
     /// Loads word `index`.
     fn load(&self, index: usize, order: Ordering) -> u64;
+
+    /// Which of the words at `base`, `base + stride` and so on, `N` of them, are `value`: bit `n`
+    /// for the `n`-th. Relaxed loads: whoever acts on a word loads it again.
+    #[inline(always)]
+    fn equal<const N: usize>(&self, base: usize, stride: usize, value: u64) -> u32 {
+        let same = |n: usize| self.load(base + n * stride, Ordering::Relaxed) == value;
+        (0..N).fold(0, |mask, n| mask | u32::from(same(n)) << n)
+    }
 }
 
 /// Words that this side may also store.
@@ -24,6 +32,11 @@ mod shared {
         #[inline(always)]
         fn load(&self, index: usize, order: Ordering) -> u64 {
             Self::load(self, index, order)
+        }
+
+        #[inline(always)]
+        fn equal<const N: usize>(&self, base: usize, stride: usize, value: u64) -> u32 {
+            Self::equal::<N>(self, base, stride, value)
         }
     }
 

@@ -31,8 +31,8 @@ fn messages_come_back_by_every_way() {
 
 #[test]
 fn memory_is_read_and_copied_right() {
-    batch(memory_access(1 << 20), 1000).unwrap();
-    batch(memory_copy(1 << 20), 1000).unwrap();
+    batch(memory_access(Walk::new(256)), 1000).unwrap();
+    batch(memory_copy(Walk::chain(256)), 1000).unwrap();
 }
 
 #[test]
@@ -40,9 +40,11 @@ fn files_are_read_right_and_wrong_bytes_are_noticed() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("pages");
     corpus::write_pages(&path, 1 << 20).unwrap();
-    batch(pread(&path, Rc::new(())).unwrap(), 1000).unwrap();
+    batch(pread(&path, Walk::new(256), Rc::new(())).unwrap(), 1000).unwrap();
     std::fs::write(&path, vec![7; 1 << 20]).unwrap();
-    let Side::Batch(mut run) = pread(&path, Rc::new(())).unwrap() else { panic!("no batch") };
+    let Side::Batch(mut run) = pread(&path, Walk::new(256), Rc::new(())).unwrap() else {
+        panic!("no batch")
+    };
     assert!(run(10).is_err());
 }
 

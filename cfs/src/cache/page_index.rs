@@ -80,17 +80,20 @@ impl<W: ReadWords> PageIndex<W> {
 
     #[inline(always)]
     fn find_in(&self, bucket: usize, key: Key) -> Option<Found> {
-        (0..SLOTS).find_map(|slot| {
-            let base = bucket * BUCKET_WORDS + slot * SLOT_WORDS;
-            if self.words.load(base, Ordering::Relaxed) != key.low {
-                return None;
+        let first = bucket * BUCKET_WORDS;
+        let mut slots = self.words.equal::<SLOTS>(first, SLOT_WORDS, key.low);
+        // More than one may match: the slot of a link that is gone keeps its key.
+        while slots != 0 {
+            let base = first + slots.trailing_zeros() as usize * SLOT_WORDS;
+            if let Some(value) = publish::linked(&self.words, base, key.low)
+                && value >> PageRef::SPARE_SHIFT == key.high >> PageRef::SPARE_SHIFT
+                && let Some(page) = PageRef::from_word(value)
+            {
+                return Some(Found { page, base, value });
             }
-            let value = publish::linked(&self.words, base, key.low)?;
-            if value >> PageRef::SPARE_SHIFT != key.high >> PageRef::SPARE_SHIFT {
-                return None;
-            }
-            Some(Found { page: PageRef::from_word(value)?, base, value })
-        })
+            slots &= slots - 1;
+        }
+        None
     }
 
     /// Whether a link is still there, behind a pin of its frame.

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
+use super::backing::HUGE_PAGE;
 use crate::{Error, Result};
 
 /// How memory is brought in when it is mapped.
@@ -26,7 +27,10 @@ pub struct Paging {
 /// A shared mapping of a file, read-write for the owner and read-only for all others.
 #[derive(Debug)]
 pub struct Mapping {
-    raw: MmapRaw,
+    start: NonNull<u8>,
+    len: usize,
+    /// The addresses from which the file's were taken.
+    _reserved: MmapRaw,
     writable: bool,
     what: String,
 }
@@ -41,21 +45,35 @@ impl Mapping {
                 what: format!("its file has {actual} bytes, not the {len} that it should have"),
             });
         }
+        let failed = || Error::io(format!("{what}: mmap of {len} bytes"));
+        // Only where an address is a multiple of theirs can huge pages map what lies there. So
+        // addresses are reserved with room to choose from, and the file replaces some of them.
+        let spare = if len >= HUGE_PAGE { HUGE_PAGE } else { 0 };
         let mut options = MmapOptions::new();
-        options.len(len);
-        let raw = if writable { options.map_raw(file) } else { options.map_raw_read_only(file) };
-        let raw = raw.map_err(Error::io(format!("{what}: mmap of {len} bytes")))?;
-        Ok(Self { raw, writable, what: what.to_owned() })
+        options.len(len.saturating_add(spare)).no_reserve_swap();
+        let reserved = MmapRaw::from(options.map_anon().map_err(failed())?);
+        let start = reserved.as_mut_ptr();
+        // SAFETY: at most `HUGE_PAGE - 1` bytes on, where `len` more are reserved.
+        let start = unsafe { start.add(start.align_offset(spare.max(1))) };
+        let access = if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
+        let flags = MapFlags::SHARED | MapFlags::FIXED;
+        // SAFETY: the range is within what was just reserved and is used by nobody; it is unmapped
+        // with the reservation.
+        unsafe { rustix::mm::mmap(start.cast(), len, access, flags, file, 0) }
+            .map_err(|e| failed()(e.into()))?;
+        let start = NonNull::new(start)
+            .ok_or_else(|| Error::Invalid(format!("{what}: mapped at address zero")))?;
+        Ok(Self { start, len, _reserved: reserved, writable, what: what.to_owned() })
     }
 
     /// Bytes mapped.
     pub fn len(&self) -> usize {
-        self.raw.len()
+        self.len
     }
 
     /// Never: an empty mapping cannot be made.
     pub fn is_empty(&self) -> bool {
-        self.raw.len() == 0
+        self.len == 0
     }
 
     /// Brings the memory in as asked. Returns whether huge pages were obtained where asked for.
@@ -63,7 +81,9 @@ impl Mapping {
         let mut huge = false;
         if paging.huge {
             // Both are requests: a kernel without huge shared pages refuses, and small ones serve.
-            huge = self.advise(Advice::LinuxHugepage).is_ok();
+            // Collapsing comes before small pages are mapped one by one.
+            let advised = self.advise(Advice::LinuxHugepage).is_ok();
+            huge = self.collapse() && advised;
         }
         if paging.prefault || paging.huge {
             let advice =
@@ -73,23 +93,19 @@ impl Mapping {
                 Err(e) => return Err(Error::io(format!("{}: populate", self.what))(e)),
             }
         }
-        if paging.huge {
-            huge &= self.collapse();
-        }
         Ok(huge)
     }
 
     fn advise(&self, advice: Advice) -> rustix::io::Result<()> {
         // SAFETY: the range is exactly this mapping; none of the advices used changes its contents.
-        unsafe { rustix::mm::madvise(self.raw.as_mut_ptr().cast(), self.raw.len(), advice) }
+        unsafe { rustix::mm::madvise(self.start.as_ptr().cast(), self.len, advice) }
     }
 
     /// Asks the kernel to replace small pages by huge ones (Linux 6.1 and later).
     fn collapse(&self) -> bool {
         const MADV_COLLAPSE: i32 = 25;
         // SAFETY: as in `advise`; collapsing keeps the contents.
-        let rc =
-            unsafe { libc::madvise(self.raw.as_mut_ptr().cast(), self.raw.len(), MADV_COLLAPSE) };
+        let rc = unsafe { libc::madvise(self.start.as_ptr().cast(), self.len, MADV_COLLAPSE) };
         rc == 0
     }
 
@@ -102,8 +118,8 @@ impl Mapping {
         // a peer's memory assume nothing of it (R3).
         let mapped = unsafe {
             rustix::mm::mmap_anonymous(
-                self.raw.as_mut_ptr().cast(),
-                self.raw.len(),
+                self.start.as_ptr().cast(),
+                self.len,
                 ProtFlags::READ,
                 MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE,
             )
@@ -119,8 +135,8 @@ impl Mapping {
                 what: format!("{len} bytes at {offset} are outside its {} bytes", self.len()),
             });
         }
-        // SAFETY: offset is within the mapping, whose base is not null.
-        Ok(unsafe { NonNull::new_unchecked(self.raw.as_mut_ptr().add(offset)) })
+        // SAFETY: offset is within the mapping.
+        Ok(unsafe { self.start.add(offset) })
     }
 
     /// The raw bytes `[offset, offset + len)`.
@@ -145,7 +161,8 @@ impl Mapping {
     }
 }
 
-// SAFETY: `MmapRaw` is a plain range of addresses; all access goes through atomics and copies.
+// SAFETY: a plain range of addresses, mapped as long as this lives; all access goes through atomics
+// and copies.
 unsafe impl Send for Mapping {}
 // SAFETY: as above.
 unsafe impl Sync for Mapping {}
@@ -264,6 +281,23 @@ impl<A: Atom> Ro<A> {
 }
 
 impl Ro<AtomicU64> {
+    /// As [`crate::words::ReadWords::equal`], with one look at the bounds and no branch on what
+    /// is found: which of a bucket's slots matches cannot be predicted.
+    ///
+    /// # Panics
+    /// If a word is out of bounds.
+    #[inline(always)]
+    pub fn equal<const N: usize>(&self, base: usize, stride: usize, value: u64) -> u32 {
+        const { assert!(N > 0 && N <= 32) };
+        let last = (N - 1) * stride;
+        assert!(last < self.len && base < self.len - last, "words from {base} of {}", self.len);
+        (0..N).fold(0, |mask, n| {
+            // SAFETY: at most the last word's index, which is in bounds as asserted above.
+            let atom = unsafe { self.ptr.add(base + n * stride).as_ref() };
+            mask | u32::from(atom.load(Ordering::Relaxed) == value) << n
+        })
+    }
+
     /// The half of word `index` that holds its low 32 bits, as a futex word: to wait on and to
     /// wake, which the kernel allows on memory that is mapped read-only.
     pub fn futex(&self, index: usize) -> &AtomicU32 {

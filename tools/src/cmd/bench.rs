@@ -49,19 +49,22 @@ pub(crate) fn run(args: BenchArgs, _: &Global) -> anyhow::Result<ExitCode> {
 /// Our side of all work.
 fn ours(huge: bool) -> Ours {
     let images = Rc::new(pages::Images::default());
-    let reads = |work: Work, large: bool, copied: bool, ours: Ours| {
+    let reads = |ours: Ours, (work, copied): (Work, bool)| {
         let images = Rc::clone(&images);
         ours.with(work, move |environment| {
-            let sizes = environment.sizes;
-            let bytes = if large { sizes.large } else { sizes.small };
-            pages::side(environment, &images, bytes, copied, huge)
+            pages::side(environment, &images, work.walk(environment.sizes), copied, huge)
         })
     };
     let ours = Ours::none().with(Work::MessageRoundTrip, message::side);
-    let ours = reads(Work::ReferenceSmall, false, false, ours);
-    let ours = reads(Work::ReferenceLarge, true, false, ours);
-    let ours = reads(Work::CopySmall, false, true, ours);
-    let ours = reads(Work::CopyLarge, true, true, ours);
+    let ours = [
+        (Work::ReferenceSmall, false),
+        (Work::ReferenceLarge, false),
+        (Work::ReferenceChain, false),
+        (Work::CopySmall, true),
+        (Work::CopyLarge, true),
+    ]
+    .into_iter()
+    .fold(ours, reads);
     let ours = [(Work::MemoryOfTwo, 2), (Work::MemoryOfEight, 8)].into_iter().fold(
         ours,
         |ours, (work, oslets)| {

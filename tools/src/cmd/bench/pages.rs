@@ -42,17 +42,17 @@ struct Reading {
 pub(super) fn side(
     environment: &Environment,
     images: &Images,
-    bytes: u64,
+    walk: Walk,
     copied: bool,
     huge: bool,
 ) -> Result<Side> {
+    let bytes = walk.pages() * PAGE as u64;
     let image = images.of(environment, bytes)?;
     let reader = Reader::of(&image, bytes, huge)?;
     let pages = reader.member.read_through(NAME)?;
     ensure!(pages * PAGE as u64 == bytes, "{pages} pages of {bytes} bytes were read");
     let file = reader.member.client()?.open(NAME.as_bytes())?;
     let reading = Reading { file, _reader: reader };
-    let walk = Walk::new(pages);
     Ok(if copied { by_copy(reading, walk) } else { by_reference(reading, walk) })
 }
 
