@@ -124,7 +124,8 @@ impl Volume {
     /// Whether names may lead to an inode: the root's or a number that is not reserved.
     fn is_public(&self, ino: Ino) -> bool {
         let superblock = &self.superblock;
-        let internal = superblock.orphan_file == Some(ino);
+        let internal =
+            superblock.orphan_file == Some(ino) || superblock.quota_files.contains(&Some(ino));
         ino == Ino::ROOT
             || (ino.0 >= superblock.first_ino && ino.0 <= superblock.inodes_count && !internal)
     }

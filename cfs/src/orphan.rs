@@ -8,7 +8,9 @@
 //! All edits go to a layer in memory, which the caller then brings to the volume in one
 //! transaction.
 
+mod attributes;
 mod map;
+mod quota;
 mod space;
 
 use std::collections::BTreeSet;
@@ -18,13 +20,14 @@ use zerocopy::byteorder::little_endian::{U16, U32};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use crate::disk::checksum::crc32c;
-use crate::disk::features::{Access, RoCompat};
+use crate::disk::features::RoCompat;
 use crate::disk::inode::{self, Inode, InodeFlags, Kind, RawInode};
 use crate::disk::superblock::{OFFSET, RawSuperblock, SIZE, STATE_ERRORS};
 use crate::engine::store::BlockSource;
 use crate::engine::{Mapping, Options, Volume};
 use crate::id::{Block, Ino};
 use crate::{Error, Result};
+use quota::{Charges, Usage};
 use space::Space;
 
 /// What was done about the orphans of a volume.
@@ -43,14 +46,16 @@ pub struct Orphans {
 pub(crate) fn clear(layer: &Arc<dyn BlockSource>, now: u32) -> Result<Orphans> {
     let options = Options { ignore_journal: true, ..Options::default() };
     let volume = Volume::open(layer.clone(), &options)?;
-    let mut cleaner = Cleaner { space: Space::new(&volume), volume: &volume, now };
+    let space = Space::new(&volume);
+    let mut cleaner = Cleaner { space, volume: &volume, charges: Charges::default(), now };
     let mut done = Orphans::default();
     let superblock = volume.superblock();
     if superblock.last_orphan.is_none() && superblock.orphan_file.is_none() {
         return Ok(done);
     }
-    if let Access::ReadOnly(features) = volume.access() {
-        let why = format!("the volume can only be read ({})", features.join(", "));
+    let obstacles = superblock.features.recovery_obstacles();
+    if !obstacles.is_empty() {
+        let why = format!("the volume can only be read ({})", obstacles.join(", "));
         return Ok(Orphans { left: Some(why), ..done });
     }
     if superblock.state & STATE_ERRORS != 0 {
@@ -69,6 +74,7 @@ pub(crate) fn clear(layer: &Arc<dyn BlockSource>, now: u32) -> Result<Orphans> {
         cleaner.orphan_file(file, &mut seen, &mut done)?;
     }
     cleaner.space.finish()?;
+    cleaner.charges.take_back(&volume)?;
     forget(&**layer)?;
     Ok(done)
 }
@@ -118,6 +124,7 @@ const CHECKSUM_HI_END: usize = 4;
 struct Cleaner<'a> {
     volume: &'a Volume,
     space: Space<'a>,
+    charges: Charges,
     now: u32,
 }
 
@@ -131,11 +138,13 @@ impl Cleaner<'_> {
         if ino.0 < self.volume.superblock().first_ino {
             return Err(Error::corrupt(ino, "is reserved, but in the list of orphans"));
         }
-        let inode = self.volume.any_inode(ino)?;
+        let (inode, mut stored) = self.load(ino)?;
         let next = Some(Ino(inode.dtime)).filter(|next| next.0 != 0);
-        let mut stored = self.load(ino)?;
         if inode.links == 0 {
+            let values = self.release_attributes(&inode)?;
             self.remove(&inode, &mut stored)?;
+            let usage = Usage { bytes: inode.blocks.saturating_mul(512), inodes: 1 + values };
+            self.charges.add(&inode, usage);
             done.removed += 1;
         } else {
             self.cut(&inode, &mut stored)?;
@@ -145,14 +154,13 @@ impl Cleaner<'_> {
         Ok(next)
     }
 
+    /// Gives back an inode and what its map holds.
     fn remove(&mut self, inode: &Inode, stored: &mut Stored) -> Result<()> {
         self.free_map(inode, 0, stored)?;
-        if inode.xattr_block != 0 {
-            self.release_xattrs(inode)?;
-        }
         self.space.free_inode(inode.ino, inode.kind == Kind::Directory)?;
         let now = self.now;
         stored.edit(|raw| {
+            raw.links_count = U16::ZERO;
             raw.dtime = now.into();
             (raw.size_lo, raw.size_hi) = (U32::ZERO, U32::ZERO);
             (raw.blocks_lo, raw.blocks_hi) = (U32::ZERO, U16::ZERO);
@@ -164,14 +172,18 @@ impl Cleaner<'_> {
     fn cut(&mut self, inode: &Inode, stored: &mut Stored) -> Result<()> {
         let superblock = self.volume.superblock();
         let bits = superblock.block_bits;
-        let freed = if inode.kind == Kind::Regular {
+        let freed = if inode.kind != Kind::Regular || inode.flags.contains(InodeFlags::VERITY) {
+            0
+        } else if inode.flags.contains(InodeFlags::INLINE_DATA) {
+            self.cut_inline(inode, stored)?;
+            0
+        } else {
             self.zero_tail(inode)?;
             let end = inode.size.div_ceil(u64::from(superblock.block_size));
             self.free_map(inode, end, stored)?
-        } else {
-            0
         };
-        let left = inode.blocks.saturating_sub(freed << (bits - 9));
+        let bytes = freed << bits;
+        let left = inode.blocks.saturating_sub(bytes / 512);
         let huge = inode.flags.contains(InodeFlags::HUGE_FILE);
         let left = if huge { left >> (bits - 9) } else { left };
         stored.edit(|raw| {
@@ -179,21 +191,21 @@ impl Cleaner<'_> {
             raw.blocks_lo = (left as u32).into();
             raw.blocks_hi = ((left >> 32) as u16).into();
         });
+        self.charges.add(inode, Usage { bytes, inodes: 0 });
         Ok(())
     }
 
     /// Frees what the map holds from block `end` on, in the inode's bytes too; returns how many
     /// blocks, those of the map itself included.
     fn free_map(&mut self, inode: &Inode, end: u64, stored: &mut Stored) -> Result<u64> {
-        let inline = inode.flags.contains(InodeFlags::INLINE_DATA);
         let mapped = match inode.kind {
-            Kind::Regular | Kind::Directory => !inline,
+            Kind::Regular | Kind::Directory => true,
             Kind::Symlink => {
                 inode.flags.contains(InodeFlags::EXTENTS) || inode.size >= inode.block.len() as u64
             }
             _ => false,
         };
-        if !mapped {
+        if !mapped || inode.flags.contains(InodeFlags::INLINE_DATA) {
             return Ok(0);
         }
         let before = self.space.freed_blocks();
@@ -212,8 +224,7 @@ impl Cleaner<'_> {
         let superblock = self.volume.superblock();
         let block_size = u64::from(superblock.block_size);
         let within = inode.size % block_size;
-        let unmapped = InodeFlags::INLINE_DATA | InodeFlags::ENCRYPTED;
-        if within == 0 || inode.flags.intersects(unmapped) {
+        if within == 0 || inode.flags.contains(InodeFlags::ENCRYPTED) {
             return Ok(());
         }
         if let Mapping::Data(block) = self.volume.map(inode, inode.size / block_size, 1)?.mapping {
@@ -222,36 +233,6 @@ impl Cleaner<'_> {
             self.volume.source().write_at(offset, &zeros)?;
         }
         Ok(())
-    }
-
-    /// Takes one reference off a block of extended attributes, which inodes may share.
-    fn release_xattrs(&mut self, inode: &Inode) -> Result<()> {
-        let superblock = self.volume.superblock();
-        let block = Block(inode.xattr_block);
-        if !self.volume.may_claim(inode, block, 1) {
-            return Err(Error::corrupt(inode.ino, format!("attributes at {block}")));
-        }
-        let offset = block.0 << superblock.block_bits;
-        let mut bytes = vec![0; superblock.block_size as usize];
-        self.volume.source().read_at(offset, &mut bytes)?;
-        let word = |bytes: &[u8], at: usize| {
-            bytes[at..].first_chunk().map_or(0, |word| u32::from_le_bytes(*word))
-        };
-        let references = word(&bytes, 4);
-        if word(&bytes, 0) != XATTR_MAGIC || references == 0 {
-            return Err(Error::corrupt(inode.ino, format!("no attributes at {block}")));
-        }
-        if references == 1 {
-            return self.space.free_blocks(block, 1);
-        }
-        bytes[4..8].copy_from_slice(&(references - 1).to_le_bytes());
-        if superblock.features.metadata_csum() {
-            bytes[XATTR_CHECKSUM..XATTR_CHECKSUM + 4].fill(0);
-            let seed = crc32c(superblock.checksum_seed, &block.0.to_le_bytes());
-            let sum = crc32c(seed, &bytes).to_le_bytes();
-            bytes[XATTR_CHECKSUM..XATTR_CHECKSUM + 4].copy_from_slice(&sum);
-        }
-        self.volume.source().write_at(offset, &bytes)
     }
 
     /// Clears the orphans that the orphan file names, and the file.
@@ -300,11 +281,14 @@ impl Cleaner<'_> {
         Ok(())
     }
 
-    fn load(&self, ino: Ino) -> Result<Stored> {
+    /// An inode as it is by now: the volume's own copy may be older than our edits.
+    fn load(&self, ino: Ino) -> Result<(Inode, Stored)> {
+        let superblock = self.volume.superblock();
         let offset = self.volume.inode_offset(ino)?;
-        let mut bytes = vec![0; self.volume.superblock().inode_size as usize];
+        let mut bytes = vec![0; superblock.inode_size as usize];
         self.volume.source().read_at(offset, &mut bytes)?;
-        Ok(Stored { offset, bytes })
+        let inode = Inode::parse(&bytes, ino, superblock)?;
+        Ok((inode, Stored { offset, bytes }))
     }
 
     fn store(&self, inode: &Inode, mut stored: Stored) -> Result<()> {
@@ -322,6 +306,3 @@ impl Cleaner<'_> {
         self.volume.source().write_at(stored.offset, &stored.bytes)
     }
 }
-
-const XATTR_MAGIC: u32 = 0xea02_0000;
-const XATTR_CHECKSUM: usize = 0x10;

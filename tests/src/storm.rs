@@ -22,13 +22,18 @@ pub struct Storm {
 impl Storm {
     /// Starts `workers` threads below `root`. The same seed makes the same work.
     pub fn start(root: &Path, workers: u64, seed: u64) -> io::Result<Self> {
+        Self::with_values(root, workers, seed, 900)
+    }
+
+    /// As [`Self::start`], with attribute values of up to so many bytes.
+    pub fn with_values(root: &Path, workers: u64, seed: u64, values: u64) -> io::Result<Self> {
         let (stop, pause) = (Arc::new(AtomicBool::new(false)), Arc::new(RwLock::new(())));
         let done = Arc::new(AtomicU64::new(0));
         let mut storm = Self { stop, pause, done, workers: Vec::new() };
         for number in 0..workers {
             let dir = root.join(format!("storm{number}"));
             fs::create_dir_all(&dir)?;
-            let mut worker = Worker::new(dir, seed.wrapping_mul(1000).wrapping_add(number));
+            let mut worker = Worker::new(dir, seed.wrapping_mul(1000).wrapping_add(number), values);
             let (stop, pause) = (storm.stop.clone(), storm.pause.clone());
             let done = storm.done.clone();
             storm.workers.push(std::thread::spawn(move || {
@@ -79,11 +84,13 @@ struct Worker {
     state: u64,
     /// Removed, but held open: the volume has orphans.
     open: Vec<File>,
+    /// Bytes of the largest attribute value.
+    values: u64,
 }
 
 impl Worker {
-    fn new(dir: PathBuf, seed: u64) -> Self {
-        Self { dir, state: seed | 1, open: Vec::new() }
+    fn new(dir: PathBuf, seed: u64, values: u64) -> Self {
+        Self { dir, state: seed | 1, open: Vec::new(), values }
     }
 
     fn random(&mut self, below: u64) -> u64 {
@@ -116,7 +123,8 @@ impl Worker {
         match self.random(16) {
             0..4 => {
                 let mut file = File::create(&a)?;
-                let len = self.random(60_000) as usize;
+                let most = if self.random(4) == 0 { 200 } else { 60_000 };
+                let len = self.random(most) as usize;
                 // Blocks that begin with the journal's magic number must be escaped in it.
                 let word: [u8; 4] = match self.random(4) {
                     0 => 0xc03b_3998_u32.to_be_bytes(),
@@ -154,7 +162,8 @@ impl Worker {
                 symlink("t".repeat(1 + len), a)
             }
             13 => {
-                let len = self.random(900) as usize;
+                let most = if self.random(2) == 0 { 900 } else { self.values };
+                let len = self.random(most) as usize;
                 let value = vec![b'v'; len];
                 Ok(rustix::fs::setxattr(&a, "user.storm", &value, XattrFlags::empty())?)
             }

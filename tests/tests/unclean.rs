@@ -63,6 +63,26 @@ const CASES: &[Case] = &[
         mke2fs: &["-t", "ext4", "-O", "^extent,^64bit", "-b", "1024", "-J", "size=8"],
         mount: "",
     },
+    Case {
+        name: "bigalloc, orphan file",
+        mke2fs: &["-t", "ext4", "-O", "bigalloc,orphan_file", "-b", "1024", "-C", "8192"],
+        mount: "",
+    },
+    Case {
+        name: "inline_data",
+        mke2fs: &["-t", "ext4", "-O", "inline_data", "-b", "4096", "-J", "size=4"],
+        mount: "",
+    },
+    Case {
+        name: "ea_inode, large_dir",
+        mke2fs: &["-t", "ext4", "-O", "ea_inode,large_dir", "-b", "1024", "-J", "size=8"],
+        mount: "",
+    },
+    Case {
+        name: "ea_inode, inline_data, bigalloc, orphan file",
+        mke2fs: &["-t", "ext4", "-O", "ea_inode,inline_data,bigalloc,orphan_file", "-b", "4096"],
+        mount: "",
+    },
 ];
 
 fn recover(image: &Path) -> Result<(Vec<u8>, Option<Report>)> {
@@ -97,7 +117,8 @@ fn try_case(case: &Case, snapshots: u64) -> Result<String> {
     let (image, copy) = (dir.path().join("live.img"), dir.path().join("copy.img"));
     mke2fs(&image, 48, case.mke2fs)?;
     let live = LoopMount::new(&image, &dir.path().join("live"), case.mount)?;
-    let storm = Storm::start(live.dir(), 2, 7)?;
+    let large = case.name.contains("ea_inode");
+    let storm = Storm::with_values(live.dir(), 2, 7, if large { 30_000 } else { 900 })?;
     let (mut transactions, mut blocks, mut revoked, mut removed, mut cut) = (0, 0, 0, 0, 0);
     for number in 0..snapshots {
         std::thread::sleep(Duration::from_millis(200 + 50 * number));

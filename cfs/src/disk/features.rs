@@ -159,6 +159,16 @@ pub const READ_ONLY: Features = Features {
         .union(RoCompat::VERITY),
 };
 
+/// Of list 2 what recovery may change for all that: who removes orphans knows what these mean.
+pub const RECOVERED: Features = Features {
+    compat: Compat::empty(),
+    incompat: READ_ONLY.incompat,
+    ro_compat: RoCompat::QUOTA
+        .union(RoCompat::BIGALLOC)
+        .union(RoCompat::PROJECT)
+        .union(RoCompat::VERITY),
+};
+
 /// List 3: refused, with the reason. Every `incompat` bit in none of the lists is refused too.
 pub const REFUSED: [(Incompat, &str); 4] = [
     (Incompat::COMPRESSION, ": no kernel ever read it"),
@@ -200,10 +210,25 @@ impl Features {
                 hint: refused.map_or("", |(_, why)| why),
             });
         }
-        let compat = self.compat.difference(READ_WRITE.compat).bits();
-        let incompat = self.incompat.difference(READ_WRITE.incompat).bits();
-        let ro_compat = self.ro_compat.difference(READ_WRITE.ro_compat).bits();
-        let names: Vec<String> = bits(compat)
+        let names = self.names_beyond(&READ_WRITE);
+        Ok(if names.is_empty() { Access::ReadWrite } else { Access::ReadOnly(names) })
+    }
+
+    /// The names of the features that forbid the removal of orphans.
+    pub fn recovery_obstacles(&self) -> Vec<String> {
+        self.names_beyond(&Features {
+            compat: READ_WRITE.compat | RECOVERED.compat,
+            incompat: READ_WRITE.incompat | RECOVERED.incompat,
+            ro_compat: READ_WRITE.ro_compat | RECOVERED.ro_compat,
+        })
+    }
+
+    /// The names of the features that are not among `known`.
+    fn names_beyond(&self, known: &Self) -> Vec<String> {
+        let compat = self.compat.difference(known.compat).bits();
+        let incompat = self.incompat.difference(known.incompat).bits();
+        let ro_compat = self.ro_compat.difference(known.ro_compat).bits();
+        bits(compat)
             .map(|bit| name("compat", Compat::from_bits_retain(bit).iter_names(), bit))
             .chain(
                 bits(incompat)
@@ -214,8 +239,7 @@ impl Features {
                     name("ro_compat", RoCompat::from_bits_retain(bit).iter_names(), bit)
                 }),
             )
-            .collect();
-        Ok(if names.is_empty() { Access::ReadWrite } else { Access::ReadOnly(names) })
+            .collect()
     }
 
     /// Whether metadata carry CRC-32C (which overrides `gdt_csum`).
@@ -264,6 +288,9 @@ mod tests {
         assert!(READ_WRITE.compat.intersection(READ_ONLY.compat).is_empty());
         assert!(READ_WRITE.incompat.intersection(READ_ONLY.incompat).is_empty());
         assert!(READ_WRITE.ro_compat.intersection(READ_ONLY.ro_compat).is_empty());
+        assert!(READ_ONLY.compat.contains(RECOVERED.compat));
+        assert!(READ_ONLY.incompat.contains(RECOVERED.incompat));
+        assert!(READ_ONLY.ro_compat.contains(RECOVERED.ro_compat));
         for (feature, _) in REFUSED {
             assert!(!(READ_WRITE.incompat | READ_ONLY.incompat).intersects(feature));
         }

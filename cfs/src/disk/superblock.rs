@@ -233,6 +233,8 @@ pub struct Superblock {
     pub last_orphan: Option<Ino>,
     /// The orphan file's inode, with `orphan_file`.
     pub orphan_file: Option<Ino>,
+    /// The files of quotas by user, group and project, with `quota`.
+    pub quota_files: [Option<Ino>; 3],
     /// The block of multi-mount protection, with `mmp`.
     pub mmp_block: Option<Block>,
     /// Seconds between updates of that block.
@@ -321,6 +323,11 @@ impl TryFrom<&RawSuperblock> for Superblock {
                 inode(raw.orphan_file_inum)
             } else {
                 None
+            },
+            quota_files: if features.ro_compat.contains(RoCompat::QUOTA) {
+                [raw.usr_quota_inum, raw.grp_quota_inum, raw.prj_quota_inum].map(inode)
+            } else {
+                [None; 3]
             },
             mmp_block: mmp.then_some(Block(mmp_block)),
             mmp_interval: raw.mmp_update_interval.get(),

@@ -6,7 +6,7 @@
 use zerocopy::FromBytes;
 
 use super::space::Space;
-use crate::disk::extent::{self, Node, Place, RawExtent, RawHeader};
+use crate::disk::extent::{self, Extent, Node, Place, RawExtent, RawHeader};
 use crate::disk::inode::Inode;
 use crate::engine::Volume;
 use crate::id::Block;
@@ -24,7 +24,7 @@ pub(super) fn cut_extents(
     root: &mut [u8; 60],
     end: u64,
 ) -> Result<()> {
-    let mut tree = Extents { volume, space, inode, end };
+    let mut tree = Extents { volume, space, inode, end, seen: None };
     let left = tree.cut(root, &Place::ROOT)?;
     if left == 0 {
         let (header, _) = header(root)?;
@@ -38,6 +38,9 @@ struct Extents<'a, 'b> {
     space: &'a mut Space<'b>,
     inode: &'a Inode,
     end: u64,
+    /// The cluster of the last block met: it stays for the sake of blocks that do, or is given back
+    /// already. An extent that begins in it has no say.
+    seen: Option<u64>,
 }
 
 impl Extents<'_, '_> {
@@ -53,8 +56,7 @@ impl Extents<'_, '_> {
             let mut left = 0;
             for extent in extents {
                 let kept = self.end.saturating_sub(extent.logical.into()).min(extent.len.into());
-                let start = Block(extent.start.0 + kept);
-                self.space.free_blocks(start, u64::from(extent.len) - kept)?;
+                self.free(&extent, kept)?;
                 if kept == 0 {
                     continue;
                 }
@@ -71,8 +73,10 @@ impl Extents<'_, '_> {
                 .map(|(at, end)| (node.child(at), node.key(at).into(), end))
                 .collect();
             let mut left = 0;
+            // A child that ends within the last cluster that stays tells that it does.
+            let cluster = self.end - self.end % u64::from(volume.superblock().cluster_ratio);
             for (child, start, end) in children {
-                if end <= self.end {
+                if end <= cluster {
                     left += 1;
                     continue;
                 }
@@ -84,6 +88,28 @@ impl Extents<'_, '_> {
         let (header, _) = header(bytes)?;
         header.entries = (left as u16).into();
         Ok(left)
+    }
+
+    /// Gives back an extent without its first `kept` blocks.
+    fn free(&mut self, extent: &Extent, kept: u64) -> Result<()> {
+        let ratio = u64::from(self.volume.superblock().cluster_ratio);
+        let (start, len) = (extent.start.0, u64::from(extent.len));
+        if start % ratio != u64::from(extent.logical) % ratio {
+            let why = format!("extent at {} begins within a cluster", extent.logical);
+            return Err(Error::corrupt(self.inode.ino, why));
+        }
+        if kept > 0 {
+            self.seen = Some((start + kept - 1) / ratio);
+        }
+        if kept < len {
+            for cluster in (start + kept) / ratio..(start + len).div_ceil(ratio) {
+                if self.seen != Some(cluster) {
+                    self.space.free_cluster(cluster)?;
+                    self.seen = Some(cluster);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Returns whether anything is left of the child.
@@ -132,6 +158,9 @@ pub(super) fn cut_pointers(
     root: &mut [u8; 60],
     end: u64,
 ) -> Result<()> {
+    if volume.superblock().cluster_ratio > 1 {
+        return Err(Error::corrupt(inode.ino, "has no extents, though the volume has clusters"));
+    }
     let per_block = u64::from(volume.superblock().block_size / 4);
     let mut tree = Pointers { volume, space, inode, end, per_block };
     let mut start = 0;

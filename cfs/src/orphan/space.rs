@@ -10,7 +10,7 @@ use crate::engine::Volume;
 use crate::id::{Block, Ino};
 use crate::{Error, Result};
 
-/// What is given back, gathered until [`Space::finish`]. For volumes without `bigalloc`.
+/// What is given back, gathered until [`Space::finish`].
 pub(super) struct Space<'a> {
     volume: &'a Volume,
     groups: BTreeMap<u32, Edit>,
@@ -44,25 +44,34 @@ impl<'a> Space<'a> {
         self.freed
     }
 
-    /// Gives back blocks, each of which must be in use.
+    /// Gives back blocks with the clusters that they lie in, each of which must be in use.
     pub(super) fn free_blocks(&mut self, start: Block, len: u64) -> Result<()> {
-        let superblock = self.volume.superblock();
-        for block in start.0..start.0.saturating_add(len) {
-            let within = block.checked_sub(u64::from(superblock.first_data_block));
-            let Some(within) = within.filter(|_| block < superblock.blocks_count) else {
-                return Err(Error::corrupt(Block(block), "is outside the volume"));
-            };
-            let number = (within / u64::from(superblock.blocks_per_group)) as u32;
-            let bit = (within % u64::from(superblock.blocks_per_group)) as u32;
-            let volume = self.volume;
-            let edit = self.groups.entry(number).or_default();
-            let bitmap = match &mut edit.blocks {
-                Some(bitmap) => bitmap,
-                empty => empty.insert(read_block_bitmap(volume, number)?),
-            };
-            bitmap.clear(bit).map_err(|()| Error::corrupt(Block(block), "is free already"))?;
-            self.freed += 1;
-        }
+        let ratio = u64::from(self.volume.superblock().cluster_ratio);
+        let end = start.0.saturating_add(len);
+        (start.0 / ratio..end.div_ceil(ratio)).try_for_each(|cluster| self.free_cluster(cluster))
+    }
+
+    /// Gives back one cluster, by its number from the volume's beginning on.
+    pub(super) fn free_cluster(&mut self, cluster: u64) -> Result<()> {
+        let volume = self.volume;
+        let superblock = volume.superblock();
+        let ratio = u64::from(superblock.cluster_ratio);
+        let first = u64::from(superblock.first_data_block);
+        let block = cluster.saturating_mul(ratio);
+        let within = block.checked_sub(first).filter(|_| block < superblock.blocks_count);
+        let Some(within) = within.filter(|_| first.is_multiple_of(ratio)) else {
+            return Err(Error::corrupt(Block(block), "is outside the volume"));
+        };
+        let per_group = u64::from(superblock.blocks_per_group);
+        let number = (within / per_group) as u32;
+        let bit = (within % per_group / ratio) as u32;
+        let edit = self.groups.entry(number).or_default();
+        let bitmap = match &mut edit.blocks {
+            Some(bitmap) => bitmap,
+            empty => empty.insert(read_block_bitmap(volume, number)?),
+        };
+        bitmap.clear(bit).map_err(|()| Error::corrupt(Block(block), "is free already"))?;
+        self.freed += ratio;
         Ok(())
     }
 
