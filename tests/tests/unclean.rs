@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use cfs::engine::store::{BlockSource, MemSource};
 use cfs::journal::{Report, recover_at};
 use tests::cut::Failing;
-use tests::kernel::{self, LoopMount, arg, assert_clean, assert_same_tree, mke2fs};
+use tests::kernel::{self, LoopMount, arg, assert_clean, assert_same_tree, mke2fs, run};
 use tests::storm::Storm;
 
 /// How an image is made and mounted.
@@ -312,6 +312,30 @@ fn pending_fast_commits_are_refused_by_name() {
     let error = recover(&copy).unwrap_err().to_string();
     assert!(error.contains("fast_commit with") && error.contains("not in place"), "{error}");
     assert!(bytes == std::fs::read(&copy).unwrap());
+}
+
+/// What the superblock does not ask for is neither replayed nor passed over: the kernel would drop
+/// it, e2fsck asks.
+#[test]
+fn a_journal_that_nobody_asks_for_is_refused() {
+    if let Some(why) = kernel::missing() {
+        println!("nothing checked: {why}");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("unclean.img");
+    let base = unclean(dir.path(), &["-t", "ext4", "-b", "1024"], "").unwrap();
+    std::fs::write(&image, Arc::into_inner(base).unwrap().into_bytes()).unwrap();
+    run("debugfs", &["-w", "-R", "feature -needs_recovery", arg(&image)]).unwrap();
+    let error = recover(&image).unwrap_err().to_string();
+    for words in ["journal: holds transactions from ", "needs_recovery is not set", "run e2fsck"] {
+        assert!(error.contains(words), "{error}");
+    }
+    // What it comes to when the superblock is lost and a copy takes its place, and what e2fsck makes
+    // of that.
+    let _ = run("e2fsck", &["-fy", arg(&image)]);
+    assert_clean(&image).unwrap();
+    assert_eq!(recover(&image).unwrap().1, None);
 }
 
 #[test]

@@ -51,22 +51,50 @@ pub fn recover(source: &Arc<dyn BlockSource>) -> Result<Option<Report>> {
 /// As [`recover`], with the time that inodes removed now were removed, in seconds since 1970.
 pub fn recover_at(source: &Arc<dyn BlockSource>, now: u64) -> Result<Option<Report>> {
     let raw = read_superblock(source)?;
-    if !raw.features().incompat.contains(features::Incompat::RECOVER) {
-        return Ok(None);
-    }
     let options = Options { ignore_journal: true, ..Options::default() };
     let volume = Volume::open(source.clone(), &options)?;
-    let place = LogPlace::find(&volume, &raw)?;
-    let block_size = volume.superblock().block_size;
-    let log = LogFile { source: source.clone(), place, block_size };
-    let mut first = vec![0; block_size as usize];
-    log.read(0, &mut first)?;
-    let sb = Superblock::parse(&first, block_size, log.place.blocks())?;
+    if !raw.features().incompat.contains(features::Incompat::RECOVER) {
+        return refuse_forgotten(&volume, &raw).map(|()| None);
+    }
+    let (sb, log) = open_log(&volume, &raw)?;
+    let block_size = sb.block_size;
     let plan = replay::plan(&sb, source.size() / u64::from(block_size), &log)?;
     if sb.start != 0 && sb.incompat.contains(Incompat::FAST_COMMIT) {
         fast_commit::refuse_pending(&sb, plan.end, &log)?;
     }
     Replay { source, log: &log, sb: &sb, before: &raw, block_size, now }.run(&plan).map(Some)
+}
+
+fn open_log(volume: &Volume, raw: &RawSuperblock) -> Result<(Superblock, LogFile)> {
+    let place = LogPlace::find(volume, raw)?;
+    let block_size = volume.superblock().block_size;
+    let log = LogFile { source: volume.source().clone(), place, block_size };
+    let mut first = vec![0; block_size as usize];
+    log.read(0, &mut first)?;
+    let sb = Superblock::parse(&first, block_size, log.place.blocks())?;
+    Ok((sb, log))
+}
+
+/// Refuses a volume whose journal holds transactions although the superblock does not ask for their
+/// replay. What is in place may lack them (the superblock came from a copy of it, which never asks)
+/// or be newer than they are: the kernel discards them, e2fsck asks, and so nobody here decides.
+fn refuse_forgotten(volume: &Volume, raw: &RawSuperblock) -> Result<()> {
+    if volume.superblock().journal_inode.is_none() {
+        return Ok(());
+    }
+    match open_log(volume, raw) {
+        Ok((sb, _)) if sb.start != 0 => {
+            let why = format!(
+                "holds transactions from {} on, but needs_recovery is not set; e2fsck asks whether \
+                 to replay them, the kernel would drop them",
+                sb.sequence
+            );
+            Err(Error::corrupt("journal", why))
+        }
+        // Who does not need the journal does not need a sound one.
+        Ok(_) | Err(Error::Corrupt { .. } | Error::Refused { .. } | Error::Stale(_)) => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 struct Replay<'a> {
