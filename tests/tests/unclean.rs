@@ -331,8 +331,7 @@ fn a_journal_that_nobody_asks_for_is_refused() {
     for words in ["journal: holds transactions from ", "needs_recovery is not set", "run e2fsck"] {
         assert!(error.contains(words), "{error}");
     }
-    // What it comes to when the superblock is lost and a copy takes its place, and what e2fsck makes
-    // of that.
+    // So it is when the superblock is lost and a copy takes its place.
     let _ = run("e2fsck", &["-fy", arg(&image)]);
     assert_clean(&image).unwrap();
     assert_eq!(recover(&image).unwrap().1, None);

@@ -2,9 +2,9 @@
 //!
 //! The accounts of a volume with `quota` are files in the format of the kernel's quota version 2,
 //! revision 1 (include/uapi/linux/quota.h and fs/quota/quotaio_v2.h): blocks of 1 KiB, of which the
-//! first holds a header and the second is the root of a tree of four levels, one for each byte of an
-//! id from the highest on; below it are blocks of entries. Nothing is ever added here, so entries
-//! are changed where they are.
+//! first holds a header and the second is the root of a tree of four levels, one for each byte of
+//! an id from the highest on; below it are blocks of entries. Nothing is ever added here, so
+//! entries are changed where they are.
 
 use std::collections::BTreeMap;
 
