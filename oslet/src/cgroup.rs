@@ -137,11 +137,8 @@ impl Cgroup {
         }
         if !bound {
             warnings.push(format!(
-                "{}: CPUs {} and memory nodes {} are bound by affinity and memory policy only, \
-                 which a process can lift: {reason}",
-                name.file_name().unwrap_or_default().display(),
-                cpus,
-                nodes
+                "CPUs {cpus} and memory nodes {nodes} are bound by affinity and memory policy \
+                 only, which a process can lift: {reason}"
             ));
         }
         Ok((bound, warnings))

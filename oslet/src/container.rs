@@ -38,8 +38,10 @@ pub struct Spec {
     pub oslet: String,
     /// The CPUs it runs on.
     pub cpus: CpuSet,
-    /// The nodes its memory comes from.
+    /// The nodes its memory may come from.
     pub nodes: NodeSet,
+    /// Those of them that /ltmp is bound to.
+    pub ltmp_nodes: NodeSet,
     /// Whether control groups bind the memory nodes; else a memory policy does.
     pub bound: bool,
     /// The control groups to join.
@@ -259,7 +261,7 @@ fn check(spec: &Spec) -> Result<()> {
     if !cgroup::is_name(&spec.oslet) || !cgroup::is_name(&spec.cluster) {
         return bad(format!("name {:?} or cluster {:?}: no name", spec.oslet, spec.cluster));
     }
-    if spec.cpus.is_empty() || spec.nodes.is_empty() {
+    if spec.cpus.is_empty() || spec.nodes.is_empty() || spec.ltmp_nodes.is_empty() {
         return bad(format!("CPUs {:?}, memory nodes {:?}: none", spec.cpus, spec.nodes));
     }
     if !spec.directory.is_absolute() {

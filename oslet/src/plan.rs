@@ -104,8 +104,8 @@ pub struct VolumePlan {
 }
 
 impl OsletPlan {
-    /// All nodes that it may have memory of: what its cpuset is given. Its memory policy prefers
-    /// [`Self::nodes`].
+    /// All nodes that it may have memory of: what its cpuset is given. The kernel takes the nearest
+    /// that have some; /ltmp and the runtime keep to [`Self::nodes`].
     pub fn allowed_nodes(&self) -> NodeSet {
         self.nodes.or(&self.memory_only)
     }

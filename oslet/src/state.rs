@@ -30,7 +30,7 @@ pub struct State {
     pub init: ProcessId,
     /// The CPUs it runs on.
     pub cpus: CpuSet,
-    /// The nodes its memory comes from.
+    /// The nodes its memory may come from.
     pub nodes: NodeSet,
     /// Whether control groups bind the memory nodes; else a memory policy does.
     pub bound: bool,

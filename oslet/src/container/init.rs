@@ -109,13 +109,28 @@ fn bind(spec: &Spec, notes: &mut Vec<String>) -> Result<()> {
 
 fn make_namespaces(spec: &Spec) -> Result<()> {
     let (uid, gid) = (getuid().as_raw(), getgid().as_raw());
-    let what = if spec.user_namespace {
-        "user namespaces: not allowed here (see user_namespaces(7): max_user_namespaces, \
-         unprivileged_userns_clone, apparmor_restrict_unprivileged_userns)"
-    } else {
-        "namespaces: not allowed here (CAP_SYS_ADMIN is needed, or a user namespace)"
-    };
-    namespace::unshare(spec.user_namespace).map_err(Error::io(what))?;
+    namespace::unshare(spec.user_namespace).map_err(|error| {
+        let what = match (error.raw_os_error(), spec.user_namespace) {
+            // ENOSPC; its own text speaks of a device.
+            (Some(libc::ENOSPC), _) => {
+                let what = "the limit on their number is reached or 0: as root raise \
+                            user.max_user_namespaces and the like (sysctl user), or run oslet as \
+                            root";
+                return Error::Invalid(format!("namespaces: not allowed here: {what}"));
+            }
+            (_, true) => {
+                "user namespaces: not allowed here to this user: as root set \
+                 kernel.unprivileged_userns_clone=1 or \
+                 kernel.apparmor_restrict_unprivileged_userns=0, whichever there is (sysctl), or \
+                 run oslet as root"
+            }
+            (_, false) => {
+                "namespaces: not allowed here: root without the right to make them \
+                 (CAP_SYS_ADMIN; a container?)"
+            }
+        };
+        Error::io(what)(error)
+    })?;
     if spec.user_namespace {
         // In this order: the kernel wants setgroups(2) off before one who is not root maps groups.
         for (file, text) in [

@@ -205,12 +205,12 @@ fn mount_temporary(spec: &Spec, host: &Path, notes: &mut Vec<String>) -> Result<
     }
     make_directory(ltmp, 0o1777)?;
     let options = format!("mode=1777,size={}", spec.ltmp_bytes);
-    let bound = format!("{options},mpol=bind:{}", spec.nodes);
+    let bound = format!("{options},mpol=bind:{}", spec.ltmp_nodes);
     if tmpfs(ltmp, MountFlags::NODEV, &bound).is_err() {
         tmpfs(ltmp, MountFlags::NODEV, &options)?;
         notes.push(format!(
             "/ltmp: not bound to memory nodes {}: the kernel does not take a policy for it",
-            spec.nodes
+            spec.ltmp_nodes
         ));
     }
     let source = match spec.tmp {

@@ -166,6 +166,7 @@ pub(crate) fn spec(directory: &Path, cluster: &str) -> Spec {
         oslet: "o0".to_owned(),
         cpus: [cpu].into_iter().collect(),
         nodes: [0].into_iter().collect(),
+        ltmp_nodes: [0].into_iter().collect(),
         bound: false,
         groups: Vec::new(),
         user_namespace: !rustix::process::geteuid().is_root(),

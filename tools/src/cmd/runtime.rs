@@ -136,7 +136,7 @@ fn make_inside(
     volumes: Arc<VolumeService>,
 ) -> anyhow::Result<(Inside, Vec<String>)> {
     let hierarchies = Hierarchies::detect()?;
-    let (cpus, nodes) = (&oslet.cpus, &oslet.nodes);
+    let (cpus, nodes) = (&oslet.cpus, &oslet.allowed_nodes());
     let created = Cgroup::create(&hierarchies, &plan.cluster, &oslet.name, cpus, nodes)?;
     let (cgroup, mut notes) = (created.cgroup, created.warnings);
     let directory = handle.spec().directory.join(&oslet.name);
@@ -147,7 +147,8 @@ fn make_inside(
             cluster: plan.cluster.clone(),
             oslet: oslet.name.clone(),
             cpus: oslet.cpus.clone(),
-            nodes: oslet.nodes.clone(),
+            nodes: nodes.clone(),
+            ltmp_nodes: oslet.nodes.clone(),
             bound: created.bound,
             groups: cgroup.groups().to_vec(),
             user_namespace: !root,
@@ -182,7 +183,7 @@ fn make_inside(
             runtime: oslet::procfs::ProcessId::own()?,
             init: init.id(),
             cpus: oslet.cpus.clone(),
-            nodes: oslet.nodes.clone(),
+            nodes: nodes.clone(),
             bound: created.bound,
             cgroups: cgroup.groups().to_vec(),
             only_user: (!root).then_some((user, group)),

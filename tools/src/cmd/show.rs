@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Args;
+use oslet::config::show_size;
 
 use super::ls::{gather, not_running};
 use crate::args::Global;
@@ -51,7 +52,11 @@ pub(crate) fn run(args: ShowArgs, global: &Global) -> anyhow::Result<ExitCode> {
     let mut lines = Vec::new();
     if let Some(fields) = value.as_object() {
         for (name, value) in fields.iter().filter(|(_, value)| !value.is_null()) {
-            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            let bytes = value.as_u64().filter(|_| name.starts_with("memory_"));
+            let text = match bytes {
+                Some(bytes) => show_size(bytes),
+                None => value.as_str().map_or_else(|| value.to_string(), str::to_owned),
+            };
             lines.push(vec![name.replace('_', " "), text]);
         }
     }
