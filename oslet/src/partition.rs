@@ -97,11 +97,20 @@ pub fn assign_nodes(topology: &Topology, parts: &mut [Part]) {
     }
     let taken = parts.iter().fold(NodeSet::new(), |set, part| set.or(&part.nodes));
     for node in topology.allowed_nodes.minus(&taken).iter() {
-        let load = |part: &Part| part.memory_only.len();
+        let share = |node: u32| {
+            let users = parts.iter().filter(|part| part.nodes.contains(node)).count() as u64;
+            topology.node(node).map_or(0, |node| node.total) / users.max(1)
+        };
+        // Of those that are equally near, the one with the least memory for a CPU.
+        let load = |part: &Part| {
+            let nodes = part.nodes.or(&part.memory_only);
+            nodes.iter().map(share).fold(0, u64::saturating_add) / part.cpus.len().max(1) as u64
+        };
         let open = (0..parts.len()).filter(|&index| !chosen[index]);
-        if let Some(index) =
-            open.min_by_key(|&index| (distance(index, node), load(&parts[index]), index))
-        {
+        let nearest = open.min_by_key(|&index| {
+            (distance(index, node), parts[index].memory_only.len(), load(&parts[index]), index)
+        });
+        if let Some(index) = nearest {
             parts[index].memory_only.insert(node);
         }
     }
@@ -165,12 +174,17 @@ struct Domain {
 }
 
 impl Domain {
-    /// How undesirable it is to have both in one OSlet.
+    /// How undesirable it is to have both in one OSlet: their distance, and more when they are of
+    /// different packages, so that packages, which fail and slow down as one, stay whole where
+    /// another division is hardly nearer.
     fn remoteness(&self, other: &Self, topology: &Topology) -> u64 {
+        /// A bit more than one hop in the firmware's tables (10 is local, 16 one hop, 22 two).
+        const OTHER_PACKAGE: u64 = 8;
         let pairs = self.nodes.iter().flat_map(|a| other.nodes.iter().map(move |b| (a, b)));
         let distance = pairs.map(|(a, b)| topology.distance(a, b)).min().unwrap_or(255);
         let package = |domain: &Self| domain.units.first().map(|unit| unit.place[0]);
-        u64::from(distance) * 16 + u64::from(package(self) != package(other))
+        let apart = package(self) != package(other);
+        u64::from(distance) + if apart { OTHER_PACKAGE } else { 0 }
     }
 }
 

@@ -1,5 +1,5 @@
-//! An ordinary user: clusters in user namespaces, with and without /dev/fuse, and what is said where
-//! something cannot be had. Root gives its privileges up to play one.
+//! An ordinary user: clusters in user namespaces, with and without /dev/fuse, and what is said
+//! where something cannot be had. Root gives its privileges up to play one.
 
 #![forbid(unsafe_code)]
 

@@ -4,8 +4,8 @@
 /// an eighth of a group first, then near members together, then as balanced as can be. Says the
 /// group of each member.
 ///
-/// Neighbours are put together first, then members are moved and swapped while that helps. `near`
-/// is the price of having two members in one group.
+/// All groupings are tried where they are few. Else neighbours are put together first, then members
+/// are moved and swapped while that helps. `near` is the price of having two members in one group.
 pub(super) fn group(
     weights: &[u64],
     count: usize,
@@ -15,6 +15,8 @@ pub(super) fn group(
     const MAX_SEARCHED: usize = 64;
     /// Prices computed at most: each takes the square of the number of members.
     const MAX_TRIES: usize = 20_000;
+    /// As many groupings are all looked at: eight members in four groups.
+    const MAX_GROUPINGS: u64 = 1 << 16;
 
     let members = weights.len();
     let mut best = in_order(weights, count);
@@ -38,6 +40,20 @@ pub(super) fn group(
         let squares: u64 = loads.iter().map(|load| load * load).sum();
         (sizes.contains(&0), spread * 8 * count as u64 / total, remoteness, squares)
     };
+    let groupings = u32::try_from(members).ok().and_then(|n| (count as u64).checked_pow(n));
+    if let Some(groupings) = groupings.filter(|&all| all <= MAX_GROUPINGS) {
+        let mut lowest = price(&best);
+        for number in 0..groupings {
+            let digits = std::iter::successors(Some(number), |n| Some(n / count as u64));
+            let digit = |n: u64| (n % count as u64) as usize;
+            let groups: Vec<usize> = digits.map(digit).take(members).collect();
+            let price = price(&groups);
+            if price < lowest {
+                (best, lowest) = (groups, price);
+            }
+        }
+        return best;
+    }
     let (mut lowest, mut tries) = (price(&best), 0);
     let mut improved = true;
     while improved && tries < MAX_TRIES {
