@@ -4,6 +4,7 @@
 pub mod cluster;
 pub mod cut;
 pub mod fsdiff;
+pub mod guest;
 pub mod kernel;
 pub mod storm;
 pub mod uring;

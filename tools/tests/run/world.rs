@@ -42,6 +42,7 @@ impl World {
             oslet: "o0".to_owned(),
             cpus: cpus.clone(),
             nodes: nodes.clone(),
+            ltmp_nodes: nodes.clone(),
             bound: created.bound,
             groups: created.cgroup.groups().to_vec(),
             user_namespace: false,
