@@ -46,12 +46,12 @@ mod volume;
 
 pub use notify::{Invalidate, Notifier};
 pub use ops::{
-    Agreed, Attr, DirEntry, Entry, Features, Filesystem, Handle, NodeId, ReadRange, Request,
-    StatFs, Statx, Time, Whence,
+    Agreed, Attr, DirEntry, Entry, Features, FileFlags, Filesystem, Handle, NodeId, ReadRange,
+    Request, StatFs, Statx, Time, Whence,
 };
 pub use reply::{
-    Attributes, Data, Directory, DirectoryPlus, Done, Listing, Lookup, OpenCache, Opened, Piece,
-    Position, Reply, Statistics, StatxAttributes, Value,
+    Attributes, Data, Directory, DirectoryPlus, Done, FlagsReply, Listing, Lookup, OpenCache,
+    Opened, Piece, Position, Reply, Statistics, StatxAttributes, Value,
 };
 pub use session::{Choice, Config, Session, Transport};
 pub use volume::VolumeFs;

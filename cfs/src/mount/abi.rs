@@ -31,8 +31,9 @@ pub(super) mod op {
         WRITE = 16, STATFS = 17, RELEASE = 18, FSYNC = 20, SETXATTR = 21, GETXATTR = 22,
         LISTXATTR = 23, REMOVEXATTR = 24, FLUSH = 25, INIT = 26, OPENDIR = 27, READDIR = 28,
         RELEASEDIR = 29, FSYNCDIR = 30, ACCESS = 34, CREATE = 35, INTERRUPT = 36, DESTROY = 38,
-        NOTIFY_REPLY = 41, BATCH_FORGET = 42, FALLOCATE = 43, READDIRPLUS = 44, RENAME2 = 45,
-        LSEEK = 46, COPY_FILE_RANGE = 47, TMPFILE = 51, STATX = 52, COPY_FILE_RANGE_64 = 53,
+        IOCTL = 39, NOTIFY_REPLY = 41, BATCH_FORGET = 42, FALLOCATE = 43, READDIRPLUS = 44,
+        RENAME2 = 45, LSEEK = 46, COPY_FILE_RANGE = 47, TMPFILE = 51, STATX = 52,
+        COPY_FILE_RANGE_64 = 53,
     }
 }
 
@@ -41,6 +42,18 @@ pub(super) mod notify {
     pub(in super::super) const INVAL_INODE: i32 = 2;
     pub(in super::super) const INVAL_ENTRY: i32 = 3;
     pub(in super::super) const INC_EPOCH: i32 = 8;
+}
+
+/// Commands of ioctl(2), which the kernel passes on as programs give them (`linux/fs.h`).
+pub(super) mod ioctl {
+    /// `FS_IOC_GETFLAGS`, `_IOR('f', 1, long)`; the answer is 32 bits all the same.
+    pub(in super::super) const GETFLAGS: u32 = 0x8008_6601;
+    /// `FS_IOC_GETVERSION`, `_IOR('v', 1, long)`; 32 bits too.
+    pub(in super::super) const GETVERSION: u32 = 0x8008_7601;
+    /// ext4's own name for it, `_IOR('f', 3, long)`.
+    pub(in super::super) const EXT4_GETVERSION: u32 = 0x8008_6603;
+    /// `FS_IOC_FSGETXATTR`, `_IOR('X', 31, struct fsxattr)`.
+    pub(in super::super) const FSGETXATTR: u32 = 0x801c_581f;
 }
 
 bitflags::bitflags! {
@@ -134,6 +147,12 @@ abi! {
     GetxattrOut, 8 { size: u32, padding: u32 }
     AccessIn, 8 { mask: u32, padding: u32 }
     InterruptIn, 8 { unique: u64 }
+    IoctlIn, 32 { fh: u64, flags: u32, cmd: u32, arg: u64, in_size: u32, out_size: u32 }
+    IoctlOut, 16 { result: i32, flags: u32, in_iovs: u32, out_iovs: u32 }
+    /// `struct fsxattr` of `linux/fs.h`.
+    FsXattr, 28 {
+        xflags: u32, extsize: u32, nextents: u32, projid: u32, cowextsize: u32, pad: [u32; 2],
+    }
     LseekIn, 24 { fh: u64, offset: u64, whence: u32, padding: u32 }
     LseekOut, 8 { offset: u64 }
     Kstatfs, 80 {

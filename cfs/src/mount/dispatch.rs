@@ -7,7 +7,7 @@ use zerocopy::{FromBytes, Immutable, KnownLayout};
 
 use super::abi::{self, op};
 use super::ops::{Filesystem, Handle, NodeId, ReadRange, Request, Whence};
-use super::reply::{Channel, Done, Reply};
+use super::reply::{Channel, Done, FlagsReply, Question, Reply};
 
 /// A name longer than this is refused here: the kernel leaves it to the filesystem.
 pub(super) const NAME_MAX: usize = 255;
@@ -170,6 +170,7 @@ impl Call<'_> {
                 };
                 fs.lseek(request, node, Handle(seek.fh), seek.offset, whence, self.reply(0));
             }
+            op::IOCTL => self.ioctl(request, node)?,
             op::FLUSH => {
                 let (flush, _) = body.arguments::<abi::FlushIn>()?;
                 fs.flush(request, node, Handle(flush.fh), self.reply(0));
@@ -181,6 +182,16 @@ impl Call<'_> {
             op::DESTROY => self.reply::<Done>(0).done(),
             opcode => return Err(refusal(opcode, body)),
         }
+        Ok(())
+    }
+
+    /// The questions that have one answer whoever asks; others are none of this filesystem.
+    fn ioctl(&mut self, request: &Request, node: NodeId) -> Result<(), Errno> {
+        let fs = self.fs;
+        let (ioctl, _) = self.body.arguments::<abi::IoctlIn>()?;
+        let question = Question::of(ioctl.cmd).ok_or(Errno::NOTTY)?;
+        let reply = self.reply(ioctl.out_size as usize);
+        fs.flags(request, node, FlagsReply::new(reply, question));
         Ok(())
     }
 

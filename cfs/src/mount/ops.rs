@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use rustix::fs::{FileType, OFlags};
+use rustix::io::Errno;
 
 use super::reply::{
-    Attributes, Data, Directory, DirectoryPlus, Done, Lookup, Opened, Position, Reply, Statistics,
-    StatxAttributes, Value,
+    Attributes, Data, Directory, DirectoryPlus, Done, FlagsReply, Lookup, Opened, Position, Reply,
+    Statistics, StatxAttributes, Value,
 };
 
 /// An inode as the mount names it, chosen by the filesystem. Never 0.
@@ -84,6 +85,17 @@ pub struct Statx {
     pub attributes: u64,
     /// `STATX_ATTR_*` that this filesystem knows.
     pub attributes_mask: u64,
+}
+
+/// What lsattr shows of a file or directory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct FileFlags {
+    /// `FS_*_FL` that are set.
+    pub flags: u32,
+    /// Tells two lives of the same inode number apart.
+    pub generation: u32,
+    /// Whose quota it is charged to.
+    pub project: u32,
 }
 
 /// What a name leads to. Each one that is answered counts as one lookup, which
@@ -280,6 +292,11 @@ pub trait Filesystem: Send + Sync + 'static {
 
     /// Space and inodes.
     fn statfs(&self, request: &Request, node: NodeId, reply: Reply<Statistics>);
+
+    /// Flags, generation and project; not asked for special files.
+    fn flags(&self, _request: &Request, _node: NodeId, reply: FlagsReply) {
+        reply.error(Errno::NOTTY);
+    }
 
     /// Finds data or a hole (ENXIO beyond the end); after ENOSYS files have none.
     fn lseek(

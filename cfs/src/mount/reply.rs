@@ -6,6 +6,10 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+mod flags;
+
+pub use flags::FlagsReply;
+pub(super) use flags::Question;
 pub use oslet::sys::vectored::Piece;
 use oslet::sys::{uring::Slot, vectored};
 use rustix::fs::{FileType, RawMode};

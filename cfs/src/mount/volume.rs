@@ -7,9 +7,9 @@ use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use super::{
-    Attr, Attributes, Data, DirEntry, Directory, DirectoryPlus, Entry, Features, Filesystem,
-    Handle, Lookup, NodeId, Piece, Position, ReadRange, Reply, Request, StatFs, Statistics, Statx,
-    StatxAttributes, Time, Value, Whence,
+    Attr, Attributes, Data, DirEntry, Directory, DirectoryPlus, Entry, Features, FileFlags,
+    Filesystem, FlagsReply, Handle, Lookup, NodeId, Piece, Position, ReadRange, Reply, Request,
+    StatFs, Statistics, Statx, StatxAttributes, Time, Value, Whence,
 };
 use crate::cache::InodeRecord;
 use crate::client::{Client, Page};
@@ -32,6 +32,11 @@ const STATX_FLAGS: [(InodeFlags, u64); 6] = [
     (InodeFlags::ENCRYPTED, 0x800),
     (InodeFlags::VERITY, 0x10_0000),
 ];
+
+/// Inode flags that ext4 shows to programs.
+const VISIBLE_FLAGS: u32 = 0x725b_dfff;
+/// One that is for directories alone.
+const PROJECT_INHERIT: u32 = 0x2000_0000;
 
 /// A read-only volume behind a mount.
 pub struct VolumeFs {
@@ -194,8 +199,25 @@ impl Filesystem for VolumeFs {
     }
 
     fn getxattr(&self, _: &Request, node: NodeId, name: &[u8], reply: Reply<Value>) {
+        if let Err(errno) = attribute_name(name) {
+            return reply.error(errno);
+        }
         match self.client.getxattr(ino(node), name) {
             Ok(value) => reply.bytes(&value),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn flags(&self, _: &Request, node: NodeId, reply: FlagsReply) {
+        match self.client.record(ino(node)) {
+            Ok(InodeRecord { attr, .. }) => {
+                let inherits = if attr.kind == Kind::Regular { PROJECT_INHERIT } else { 0 };
+                reply.flags(&FileFlags {
+                    flags: attr.flags.bits() & VISIBLE_FLAGS & !inherits,
+                    generation: attr.generation,
+                    project: attr.project,
+                });
+            }
             Err(error) => reply.error(errno(&error)),
         }
     }
@@ -251,6 +273,17 @@ fn node(ino: Ino) -> NodeId {
     match ino {
         Ino::ROOT => NodeId::ROOT,
         Ino(ino) => NodeId(u64::from(ino)),
+    }
+}
+
+/// What ext4 answers to names that no attribute can have.
+fn attribute_name(name: &[u8]) -> std::result::Result<(), Errno> {
+    const LISTS: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_default"];
+    const SPACES: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
+    match SPACES.iter().find_map(|space| name.strip_prefix(*space)) {
+        Some(b"") => Err(Errno::INVAL),
+        None if !LISTS.contains(&name) => Err(Errno::OPNOTSUPP),
+        _ => Ok(()),
     }
 }
 

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use rustix::fs::FileType;
 use zerocopy::IntoBytes;
 
-use super::super::ops::{Attr, DirEntry, Entry, Features};
+use super::super::ops::{Attr, DirEntry, Entry, Features, FileFlags};
 use super::super::reply::{
     Attributes, Data, Directory, DirectoryPlus, Lookup, Piece, Statistics, Value,
 };
@@ -70,6 +70,10 @@ impl Filesystem for Echo {
 
     fn getxattr(&self, _: &Request, _: NodeId, name: &[u8], reply: Reply<Value>) {
         reply.bytes(name);
+    }
+
+    fn flags(&self, _: &Request, _: NodeId, reply: FlagsReply) {
+        reply.flags(&FileFlags { flags: 0x30, generation: 7, project: 9 });
     }
 
     fn statfs(&self, _: &Request, _: NodeId, _reply: Reply<Statistics>) {
@@ -223,4 +227,22 @@ proptest! {
         prop_assert_eq!(answers.len(), usize::from(!silent));
         prop_assert!(answers.iter().all(|(_, bytes)| bytes.len() <= MAX));
     }
+}
+
+#[test]
+fn flags_are_asked_for_in_three_ways() {
+    let asked = |cmd: u32, out_size: u32| {
+        one(op::IOCTL, abi::IoctlIn { cmd, out_size, ..Default::default() }.as_bytes())
+    };
+    let answer = |value: &[u8]| (0, [&[0; 16][..], value].concat());
+    assert_eq!(asked(abi::ioctl::GETFLAGS, 4), answer(&0x30u32.to_ne_bytes()));
+    assert_eq!(asked(abi::ioctl::GETVERSION, 8), answer(&7u32.to_ne_bytes()));
+    let mut extended = [0; 28];
+    extended[0] = 0x18;
+    extended[12] = 9;
+    assert_eq!(asked(abi::ioctl::FSGETXATTR, 28), answer(&extended));
+    // No room, and a question about something else (TCGETS).
+    assert_eq!(asked(abi::ioctl::FSGETXATTR, 27).0, -Errno::FAULT.raw_os_error());
+    assert_eq!(asked(0x5401, 64).0, -Errno::NOTTY.raw_os_error());
+    assert_eq!(error(op::IOCTL, &[0; 31]), Errno::IO);
 }
