@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
-use oslet::id::{Epoch, OsletId};
+use oslet::id::{Epoch, OsletId, ParticipantId};
 use oslet::region::Region;
 use oslet::rpc::{self, Channel};
 use parking_lot::Mutex;
@@ -47,6 +47,9 @@ pub struct Client {
     view: ArcSwap<View>,
     refreshing: Mutex<()>,
 }
+
+/// An owner's runtime, and its incarnation.
+type Answerer = (ParticipantId, Epoch);
 
 /// An entry of a directory.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -280,12 +283,29 @@ impl Client {
 
     /// Asks the owner, whoever that is by then.
     fn ask(&self, request: u16, ino: Ino, argument: u64, body: &[u8]) -> Result<Answer> {
+        self.ask_owners(request, ino, argument, body).map(|(answer, _)| answer)
+    }
+
+    /// As [`Self::ask`]; also which incarnation of which OSlet has answered.
+    fn ask_whom(&self, request: u16, ino: Ino, argument: u64) -> Result<(Answer, Answerer)> {
+        let (answer, view) = self.ask_owners(request, ino, argument, &[])?;
+        let nobody = || Error::NoOwner(format!("volume {}: nobody has answered", self.object));
+        Ok((answer, (view.home.ok_or_else(nobody)?, view.epoch)))
+    }
+
+    fn ask_owners(
+        &self,
+        request: u16,
+        ino: Ino,
+        argument: u64,
+        body: &[u8],
+    ) -> Result<(Answer, Arc<View>)> {
         let deadline = Instant::now() + limits::OWNER_WAIT;
         loop {
             let error = match self.refresh(true) {
                 Ok(view) => match self.ask_owner(&view, request, ino, argument, body) {
                     Err(Error::Cluster(error @ oslet::Error::Gone(_))) => Error::Cluster(error),
-                    answer => return answer,
+                    answer => return Ok((answer?, view)),
                 },
                 Err(error @ (Error::NoOwner(_) | Error::Cluster(oslet::Error::Gone(_)))) => error,
                 Err(error) => return Err(error),

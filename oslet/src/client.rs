@@ -80,8 +80,8 @@ pub fn join(directory: &Path, oslet: &str) -> Result<ClientHandle> {
         .map_err(|_| corrupt("a slot without a control page"))?;
     let participant = who.participant().ok_or_else(|| corrupt("no such slot"))?;
     let control = ControlPage::open(File::from(control))?;
-    // Pin counters of two bytes, twice: a segment may be replaced while the old one is pinned.
-    let pins = usize::try_from(frames).ok().and_then(|frames| frames.checked_mul(4));
+    // Pin counters of two bytes, four times: segments may be replaced while old ones are pinned.
+    let pins = usize::try_from(frames).ok().and_then(|frames| frames.checked_mul(8));
     let pins = pins.ok_or_else(|| corrupt("more frames than there can be"))?;
     let space = pins + (names.len() + 1) * CHANNEL_SPACE;
     let epoch = who.epoch();

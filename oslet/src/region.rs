@@ -38,10 +38,14 @@ use crate::{Error, Result, limits};
 struct Mapped {
     segment: PeerSegment,
     pins: Rw<AtomicU16>,
+    /// Where those lie in the own segment.
+    pins_at: usize,
     /// Set before the memory is given back. Readers look at it behind their pin.
     forgotten: AtomicBool,
     /// Set when the participant has ended: what it pinned is pinned no more.
     ended: AtomicBool,
+    /// Its memory has been given back. Changed with `records` locked.
+    given_back: AtomicBool,
 }
 
 /// The shared memory of a cluster, as this process has it mapped.
@@ -100,12 +104,15 @@ impl Region {
             }
             self.forget_record(who, old)?;
         }
-        let pins = self.own.publish_pins(&segment)?;
+        self.give_back(&records)?;
+        let (pins, pins_at) = self.own.publish_pins(&segment)?;
         let record = Box::new(Mapped {
             segment,
             pins,
+            pins_at,
             forgotten: AtomicBool::new(false),
             ended: AtomicBool::new(false),
+            given_back: AtomicBool::new(false),
         });
         let record = NonNull::from(Box::leak(record));
         records.push(record);
@@ -117,13 +124,14 @@ impl Region {
     /// Gives back the memory of a participant that is fenced and whose frames nobody here uses any
     /// more. Returns false, and changes nothing, while this process has one of them pinned.
     pub fn forget(&self, who: ParticipantId, epoch: Epoch) -> Result<bool> {
-        let _records = self.records.lock();
+        let records = self.records.lock();
         match self.mapped(who) {
             Some(record) if record.segment.epoch() == epoch => {
                 if self.any_pinned(record) {
                     return Ok(false);
                 }
-                self.forget_record(who, record).map(|()| true)
+                self.forget_record(who, record)?;
+                self.give_back(&records).map(|()| true)
             }
             _ => Ok(true),
         }
@@ -148,11 +156,24 @@ impl Region {
         record.forgotten.store(true, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         self.slots[who.index()].store(std::ptr::null_mut(), Ordering::SeqCst);
-        if self.any_pinned(record) {
-            // Guards of a replaced incarnation keep its memory until the region is dropped.
+        self.give_back_one(record)
+    }
+
+    /// Gives back what guards had kept when it was forgotten.
+    fn give_back(&self, records: &[NonNull<Mapped>]) -> Result<()> {
+        // SAFETY: records are freed when the region is dropped and not before.
+        let records = records.iter().map(|record| unsafe { record.as_ref() });
+        let forgotten = records.filter(|record| record.forgotten.load(Ordering::SeqCst));
+        forgotten.into_iter().try_for_each(|record| self.give_back_one(record))
+    }
+
+    /// Gives a forgotten segment's memory back unless guards still use it: then a later call does.
+    fn give_back_one(&self, record: &Mapped) -> Result<()> {
+        if record.given_back.load(Ordering::Relaxed) || self.any_pinned(record) {
             return Ok(());
         }
-        self.own.retract_pins(who);
+        record.given_back.store(true, Ordering::Relaxed);
+        self.own.retract_pins(&record.segment, record.pins_at);
         record.segment.forget_contents()
     }
 
@@ -170,7 +191,12 @@ impl Region {
         unsafe { record.as_ref() }
     }
 
-    /// Pins the frame of `page` if `still` holds afterwards, and gives access to it.
+    /// Pins the frame of `page`, of its home's incarnation `epoch`, if `still` holds afterwards,
+    /// and gives access to it.
+    ///
+    /// The incarnation is that of the table or the message that the reference was found in. When
+    /// the next one is mapped, an earlier one's tables stay readable as long as anything of it is
+    /// pinned here; what they name must not be looked for in the new segment.
     ///
     /// `still` re-reads what the reference was found in (a page index entry); together with the
     /// home's order - entry removed, fence, pins scanned - it guarantees that a pinned frame is
@@ -179,9 +205,13 @@ impl Region {
     pub fn pin_if(
         &self,
         page: PageRef,
+        epoch: Epoch,
         still: impl FnOnce() -> bool,
     ) -> Result<Option<PageGuard<'_>>> {
         let Some(record) = self.mapped(page.home) else { return Ok(None) };
+        if record.segment.epoch() != epoch {
+            return Ok(None);
+        }
         let Some(bytes) = record.segment.frame(page.frame) else { return Ok(None) };
         let counter = PinCounter { pins: &record.pins, frame: page.frame.0 as usize };
         let before = hazard::pin(&counter, record.segment.clock());
@@ -196,12 +226,30 @@ impl Region {
     }
 
     /// Pins the frame of a reference that came in a message: it is valid while its generation is.
+    ///
+    /// The home's incarnation is the one that is mapped: for whoever knows that there was no other
+    /// since. Else see [`Self::pin_from`].
     pub fn pin(&self, page: PageRef) -> Result<Option<PageGuard<'_>>> {
+        match self.mapped(page.home) {
+            Some(record) => self.pin_from(page, (page.home, record.segment.epoch())),
+            None => Ok(None),
+        }
+    }
+
+    /// Pins the frame of a reference that came in a message of that participant's incarnation: its
+    /// own frames are of that incarnation. Generations begin anew with each, so that they tell
+    /// nothing of it.
+    pub fn pin_from(
+        &self,
+        page: PageRef,
+        (who, epoch): (ParticipantId, Epoch),
+    ) -> Result<Option<PageGuard<'_>>> {
         let Some(record) = self.mapped(page.home) else { return Ok(None) };
         if page.frame.0 as usize >= record.segment.frames() {
             return Ok(None);
         }
-        self.pin_if(page, || record.segment.generation(page.frame) == page.generation)
+        let epoch = if page.home == who { epoch } else { record.segment.epoch() };
+        self.pin_if(page, epoch, || record.segment.generation(page.frame) == page.generation)
     }
 
     /// The bytes of a frame without a pin: only for whoever otherwise knows that it is not reused

@@ -2,6 +2,7 @@
 
 pub mod disk;
 pub mod enter;
+pub mod filemap;
 pub mod fusectl;
 pub mod interrupt;
 pub mod loopdev;

@@ -1,5 +1,6 @@
 //! Clusters as a user has them: the real program, in a directory of their own.
 
+mod census;
 mod traces;
 
 use std::ffi::OsStr;
@@ -13,6 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use oslet::member::record::Record;
 use oslet::state::State;
 
+pub use census::Census;
 pub use traces::processes_of;
 
 /// No command of these tests takes longer.
@@ -175,6 +177,14 @@ impl Cluster {
             numbers.extend(record.into_iter().flat_map(|record| record.fuse));
         }
         Ok(numbers)
+    }
+
+    /// The launcher's process; `None` where there is none (any more).
+    #[must_use]
+    pub fn launcher(&self) -> Option<u32> {
+        let text = std::fs::read(self.directory().join("launcher.json")).ok()?;
+        let id: serde_json::Value = serde_json::from_slice(&text).ok()?;
+        u32::try_from(id["pid"].as_u64()?).ok()
     }
 
     /// The incarnation of each OSlet that serves, as `oslet ls` says; 0 for others.

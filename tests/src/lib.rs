@@ -6,5 +6,6 @@ pub mod cut;
 pub mod fsdiff;
 pub mod guest;
 pub mod kernel;
+pub mod load;
 pub mod storm;
 pub mod uring;

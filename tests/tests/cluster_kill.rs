@@ -5,35 +5,42 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::process::{Pid, Signal, kill_process};
-use tests::cluster::{Cluster, processes_of};
+use rustix::process::Signal;
+use tests::cluster::{Census, Cluster, processes_of};
 use tests::fsdiff::Image;
-use tests::fsdiff::populate::pattern;
 use tests::kernel;
+use tests::load::{self, KINDS, Kind, Random, WRONG, Worker, died_of, signal};
 
 const OSLETS: usize = 3;
+/// The OSlet that owns the volume.
+const OWNER: usize = 0;
 /// How long it may take until all OSlets serve again: a stopped one is first suspected.
 const BACK: Duration = Duration::from_secs(30);
-/// How long a read may be held up by its owner's death. An error then is an answer too.
+/// How long a system call may be held up by its owner's death before it counts as hung.
 const ANSWER: Duration = Duration::from_secs(30);
-/// A file that stays cached in every OSlet, and one that is read anew each time.
-const SMALL: usize = 200_000;
-const FILES: usize = 400;
-
-/// Numbers from a seed.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % limit as u64) as usize
+/// How long a read of what is not cached may take while its owner dies, to end with data or EIO:
+/// readers wait so long for an owner, behind the suspicion of one that does not answer.
+const UNCACHED: Duration =
+    Duration::from_secs(cfs::limits::OWNER_WAIT.as_secs() + SUSPICION.as_secs() + 3);
+/// A runtime that only starves is suspected after this time.
+const SUSPICION: Duration = Duration::from_secs(5);
+/// Clients that are stopped at a time.
+const STOPPED: usize = 3;
+/// What a cluster of this test may take at most, whatever was killed before.
+fn bounds() -> Census {
+    // A mount has a thread and a descriptor for each CPU.
+    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    Census {
+        namespaces: OSLETS,
+        groups: OSLETS,
+        descriptors: 64 + 2 * cpus,
+        // The control page, the runtimes, and the clients: those of the load and those stopped.
+        segments: 1 + OSLETS + OSLETS + STOPPED,
+        threads: 16 + 2 * cpus,
+        private_kib: 16 << 10,
     }
 }
 
@@ -44,125 +51,269 @@ enum Victim {
     StoppedRuntime,
     Init,
     StoppedInit,
+    /// `oslet run`.
     Command,
     StoppedCommand,
+    /// What it started.
+    Program,
+    StoppedProgram,
+    Client,
+    /// It holds pages, and stays stopped.
+    StoppedClient,
     Launcher,
 }
 
-fn signal(pid: u32, signal: Signal) -> Result<()> {
-    let pid = Pid::from_raw(i32::try_from(pid)?).context("process 0")?;
-    match kill_process(pid, signal) {
-        // It has died by another's end.
-        Err(rustix::io::Errno::SRCH) => Ok(()),
-        other => Ok(other?),
+impl Victim {
+    /// Half of the rounds end an OSlet.
+    fn random(random: &mut Random) -> Self {
+        const ALL: [Victim; 16] = [
+            Victim::Runtime,
+            Victim::Runtime,
+            Victim::Runtime,
+            Victim::Runtime,
+            Victim::StoppedRuntime,
+            Victim::StoppedRuntime,
+            Victim::Init,
+            Victim::Init,
+            Victim::StoppedInit,
+            Victim::Command,
+            Victim::StoppedCommand,
+            Victim::Program,
+            Victim::StoppedProgram,
+            Victim::Client,
+            Victim::Client,
+            Victim::StoppedClient,
+        ];
+        ALL[random.below(ALL.len())]
+    }
+
+    /// Whether the whole OSlet ends.
+    fn ends_oslet(self) -> bool {
+        matches!(self, Self::Runtime | Self::StoppedRuntime | Self::Init)
     }
 }
 
-fn image(cluster: &Cluster) -> Result<()> {
+fn image(cluster: &Cluster, fresh_files: usize) -> Result<()> {
     let tree = cluster.path("tree");
-    fs::create_dir(&tree)?;
-    fs::write(tree.join("cached"), pattern(1, SMALL))?;
-    for number in 0..FILES {
-        let dir = tree.join(format!("dir-{}", number % 20));
-        fs::create_dir_all(&dir)?;
-        fs::write(dir.join(format!("file-{number}")), pattern(number as u64 + 2, 20_000))?;
-    }
+    load::make(&tree, fresh_files)?;
     Image::make(&cluster.path("disk.img"), 64, "-t ext4", Some(&tree)).map(drop)
 }
 
-/// A reader inside an OSlet that never ends by itself: names, attributes, data.
-fn reader(cluster: &Cluster, oslet: usize) -> Result<Child> {
-    // It goes on after errors: reads may fail for a while.
-    let script = "while :; do ls -lR /global >/dev/null 2>&1; cat /global/dir-*/* 2>/dev/null | \
-                  cksum >/dev/null; cksum /global/cached >/dev/null 2>&1; sleep 0.02; done";
-    let name = format!("o{oslet}");
-    let mut command = cluster.command(&["run", &name, "--", "sh", "-c", script]);
-    command.stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
-    Ok(command.spawn()?)
-}
-
-struct Round<'a> {
+struct Rounds<'a> {
     cluster: &'a Cluster,
-    readers: Vec<Child>,
+    /// The program `oslet-load`, by a path of this cluster.
+    load: String,
+    /// Of each OSlet those of all kinds.
+    workers: Vec<Vec<Worker>>,
+    stopped: Vec<Worker>,
     random: Random,
-    counts: BTreeMap<Victim, u32>,
+    harmed: BTreeMap<Victim, u32>,
+    /// How uncached reads ended while somebody died.
+    reads: BTreeMap<&'static str, u32>,
+    longest: Duration,
+    /// Maps that got SIGBUS while the owner was dead.
+    faults: u32,
+    fresh: usize,
+    most: Census,
 }
 
-impl Round<'_> {
-    fn run(&mut self) -> Result<()> {
+impl<'a> Rounds<'a> {
+    fn new(cluster: &'a Cluster, seed: u64) -> Result<Self> {
+        let load = cluster.path("oslet-load");
+        fs::copy(env!("CARGO_BIN_EXE_oslet-load"), &load)?;
+        let mut rounds = Self {
+            cluster,
+            load: load.to_str().context("temporary directory")?.to_owned(),
+            workers: Vec::new(),
+            stopped: Vec::new(),
+            random: Random(seed | 1),
+            harmed: BTreeMap::new(),
+            reads: BTreeMap::new(),
+            longest: Duration::ZERO,
+            faults: 0,
+            fresh: 0,
+            most: Census::default(),
+        };
+        for oslet in 0..OSLETS {
+            let workers = KINDS.iter().map(|&kind| rounds.worker(oslet, kind));
+            let workers = workers.collect::<Result<_>>()?;
+            rounds.workers.push(workers);
+        }
+        Ok(rounds)
+    }
+
+    fn worker(&mut self, oslet: usize, kind: Kind) -> Result<Worker> {
+        let seed = self.random.below(1 << 30);
+        Worker::start(self.cluster, &self.load, oslet, kind, seed)
+    }
+
+    fn round(&mut self) -> Result<()> {
         let before = self.cluster.epochs()?;
         let oslet = self.random.below(OSLETS);
-        let victim = match self.random.below(8) {
-            0..=2 => Victim::Runtime,
-            3 => Victim::StoppedRuntime,
-            4 => Victim::Init,
-            5 => Victim::StoppedInit,
-            6 => Victim::Command,
-            _ => Victim::StoppedCommand,
-        };
-        *self.counts.entry(victim).or_default() += 1;
-        self.harm(victim, oslet).with_context(|| format!("{victim:?} of o{oslet}"))?;
-        let survivors = || (0..OSLETS).filter(|&other| other != oslet);
-        let cached = |other| self.cached(other).with_context(|| format!("o{other}, cached"));
-        survivors().try_for_each(cached).with_context(|| format!("{victim:?} of o{oslet}"))?;
-        let ends = [Victim::Runtime, Victim::StoppedRuntime, Victim::Init].contains(&victim);
-        self.all_back(&before, ends.then_some(oslet))
-            .with_context(|| format!("{victim:?} of o{oslet}"))?;
-        (0..OSLETS).try_for_each(|other| self.uncached(other))?;
-        self.none_hangs()?;
-        for oslet in 0..OSLETS {
-            if self.readers[oslet].try_wait()?.is_some() {
-                self.readers[oslet] = reader(self.cluster, oslet)?;
-            }
-        }
-        Ok(())
+        let victim = Victim::random(&mut self.random);
+        *self.harmed.entry(victim).or_default() += 1;
+        let what = || format!("{victim:?} of o{oslet}");
+        self.harm(victim, oslet).with_context(what)?;
+        let owner_dies = victim.ends_oslet() && oslet == OWNER;
+        self.survivors_read(oslet, owner_dies).with_context(what)?;
+        self.all_back(&before, victim.ends_oslet().then_some(oslet)).with_context(what)?;
+        self.load_goes_on(victim.ends_oslet().then_some(oslet), owner_dies).with_context(what)?;
+        (0..OSLETS).try_for_each(|other| self.any_file(other)).with_context(what)?;
+        self.none_hangs().with_context(what)?;
+        self.count().with_context(what)
     }
 
     fn harm(&mut self, victim: Victim, oslet: usize) -> Result<()> {
         let state = self.cluster.state(oslet)?.context("no state")?;
-        let command = self.readers[oslet].id();
+        let worker = self.random.below(KINDS.len());
+        let of = |worker: &Worker| (worker.run(), worker.program());
+        let (run, program) = of(&self.workers[oslet][worker]);
+        let client = KINDS.iter().position(|kind| *kind == Kind::Client).context("no client")?;
         match victim {
             Victim::Runtime => signal(state.runtime.pid, Signal::KILL),
             Victim::StoppedRuntime => signal(state.runtime.pid, Signal::STOP),
             Victim::Init => signal(state.init.pid, Signal::KILL),
-            Victim::StoppedInit => {
-                signal(state.init.pid, Signal::STOP)?;
-                // What is entered needs no init.
-                std::thread::sleep(Duration::from_millis(200));
-                signal(state.init.pid, Signal::CONT)
+            // What is entered needs no init.
+            Victim::StoppedInit => pause(state.init.pid),
+            Victim::Command => self.end(oslet, worker, run),
+            Victim::StoppedCommand => pause(run),
+            Victim::Program => self.end(oslet, worker, program),
+            Victim::StoppedProgram => pause(program),
+            Victim::Client => {
+                let (_, program) = of(&self.workers[oslet][client]);
+                self.end(oslet, client, program)
             }
-            Victim::Command => {
-                signal(command, Signal::KILL)?;
-                self.readers[oslet].wait()?;
+            Victim::StoppedClient => {
+                signal(of(&self.workers[oslet][client]).1, Signal::STOP)?;
+                let another = self.worker(oslet, Kind::Client)?;
+                self.stopped.push(std::mem::replace(&mut self.workers[oslet][client], another));
+                if self.stopped.len() > STOPPED {
+                    let mut oldest = self.stopped.remove(0);
+                    signal(oldest.program(), Signal::KILL)?;
+                    oldest.wait(ANSWER)?;
+                }
                 Ok(())
-            }
-            Victim::StoppedCommand => {
-                signal(command, Signal::STOP)?;
-                std::thread::sleep(Duration::from_millis(200));
-                signal(command, Signal::CONT)
             }
             Victim::Launcher => bail!("not in a round"),
         }
     }
 
+    /// Kills a worker, or its command, and starts another.
+    fn end(&mut self, oslet: usize, worker: usize, pid: u32) -> Result<()> {
+        signal(pid, Signal::KILL)?;
+        let ended = &mut self.workers[oslet][worker];
+        let status = ended.wait(ANSWER)?;
+        ensure!(died_of(status, Signal::KILL), "{:?}: {status} {}", ended.kind, ended.said());
+        let kind = ended.kind;
+        self.workers[oslet][worker] = self.worker(oslet, kind)?;
+        Ok(())
+    }
+
+    /// All survivors at once: what is cached at once, and a file that nobody has read.
+    fn survivors_read(&mut self, oslet: usize, owner_dies: bool) -> Result<()> {
+        let survivors: Vec<usize> = (0..OSLETS).filter(|other| *other != oslet).collect();
+        let mut reads = Vec::new();
+        for &other in &survivors {
+            let number = load::fresh(self.fresh);
+            self.fresh += 1;
+            let path = self.cluster.inside(other, &format!("/global/{}", load::path(number)))?;
+            let read = move || {
+                let start = Instant::now();
+                let read = fs::read(path);
+                (number, read, start.elapsed())
+            };
+            reads.push((other, std::thread::spawn(read)));
+        }
+        survivors.iter().try_for_each(|&other| {
+            self.cached(other).with_context(|| format!("o{other}, what is cached"))
+        })?;
+        for (other, read) in reads {
+            let read = answer(move || read.join()).context("an uncached read")?;
+            let (number, read, took) = read.ok().context("an uncached read: panic")?;
+            ensure!(took < UNCACHED, "o{other}: an uncached read took {took:?}");
+            self.longest = self.longest.max(took);
+            let how = match read {
+                Ok(found) => {
+                    ensure!(found == load::contents(number), "o{other}: fresh: wrong bytes");
+                    "data"
+                }
+                Err(error) if owner_dies && error.raw_os_error() == Some(EIO) => "EIO",
+                Err(error) => bail!("o{other}: an uncached read: {error}"),
+            };
+            *self.reads.entry(how).or_default() += 1;
+        }
+        Ok(())
+    }
+
+    /// Workers of survivors are still there; those of the dead ended with it and begin again.
+    fn load_goes_on(&mut self, dead: Option<usize>, owner_dies: bool) -> Result<()> {
+        for oslet in 0..OSLETS {
+            for index in 0..KINDS.len() {
+                let worker = &mut self.workers[oslet][index];
+                let kind = worker.kind;
+                let status = match worker.ended()? {
+                    None if dead == Some(oslet) => worker.wait(ANSWER)?,
+                    None => continue,
+                    Some(status) => status,
+                };
+                let said = worker.said();
+                let what = format!("{kind:?} of o{oslet}: {status} {said}");
+                ensure!(status.code() != Some(i32::from(WRONG)), "{what}");
+                if dead != Some(oslet) {
+                    // Its page was not cached, and nobody served it in time.
+                    let fault = kind == Kind::Map && died_of(status, Signal::BUS);
+                    ensure!(fault && owner_dies, "{what}");
+                    self.faults += 1;
+                }
+                self.workers[oslet][index] = self.worker(oslet, kind)?;
+            }
+        }
+        let gone = |worker: &mut Worker| Ok::<_, anyhow::Error>(worker.ended()?.is_none());
+        let mut left = Vec::new();
+        for mut worker in std::mem::take(&mut self.stopped) {
+            if gone(&mut worker)? {
+                left.push(worker);
+            }
+        }
+        self.stopped = left;
+        Ok(())
+    }
+
     /// What an OSlet has cached it reads at once, whoever is dead.
     fn cached(&self, oslet: usize) -> Result<()> {
-        let path = self.cluster.inside(oslet, "/global/cached")?;
+        let path = self.cluster.inside(oslet, &format!("/global/{}", load::CACHED))?;
         let start = Instant::now();
         let found = answer(move || fs::read(path))?;
-        ensure!(found? == pattern(1, SMALL), "wrong bytes");
+        ensure!(found? == load::cached(), "wrong bytes");
         ensure!(start.elapsed() < Duration::from_secs(10), "took {:?}", start.elapsed());
         Ok(())
     }
 
     /// Any file, once all serve.
-    fn uncached(&mut self, oslet: usize) -> Result<()> {
-        let number = self.random.below(FILES);
-        let name = format!("/global/dir-{}/file-{number}", number % 20);
-        let path = self.cluster.inside(oslet, &name)?;
+    fn any_file(&mut self, oslet: usize) -> Result<()> {
+        let number = self.random.below(load::FILES);
+        let name = load::path(number);
+        let path = self.cluster.inside(oslet, &format!("/global/{name}"))?;
         let found = answer(move || fs::read(path))?.with_context(|| format!("o{oslet}: {name}"))?;
-        ensure!(found == pattern(number as u64 + 2, 20_000), "o{oslet}: {name}: wrong bytes");
+        ensure!(found == load::contents(number), "o{oslet}: {name}: wrong bytes");
         Ok(())
+    }
+
+    /// Nothing of the dead is left, once all serve.
+    fn count(&mut self) -> Result<()> {
+        let end = Instant::now() + Duration::from_secs(10);
+        loop {
+            let census = Census::take(self.cluster, OSLETS)?;
+            match census.within(bounds()) {
+                Ok(()) => {
+                    self.most = self.most.most(census);
+                    return Ok(());
+                }
+                // What was just killed goes by and by.
+                Err(error) => ensure!(Instant::now() < end, "{error:#}"),
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     /// All serve, and who died does so under a later epoch.
@@ -230,10 +381,12 @@ fn answer<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Resul
     wait.recv_timeout(ANSWER).with_context(|| format!("no answer in {} s", ANSWER.as_secs()))
 }
 
-fn launcher(cluster: &Cluster) -> Result<u32> {
-    let text = fs::read(cluster.directory().join("launcher.json"))?;
-    let id: serde_json::Value = serde_json::from_slice(&text)?;
-    Ok(u32::try_from(id["pid"].as_u64().context("launcher.json")?)?)
+const EIO: i32 = rustix::io::Errno::IO.raw_os_error();
+
+fn pause(pid: u32) -> Result<()> {
+    signal(pid, Signal::STOP)?;
+    std::thread::sleep(Duration::from_millis(200));
+    signal(pid, Signal::CONT)
 }
 
 #[test]
@@ -243,45 +396,51 @@ fn readers_go_on_while_processes_die() -> Result<()> {
         return Ok(());
     }
     let rounds = if std::env::var_os("OSLET_FULL").is_some() { 100 } else { 15 };
+    let rounds = std::env::var("OSLET_ROUNDS").map_or(Ok(rounds), |rounds| rounds.parse())?;
     let seed = std::env::var("OSLET_SEED").ok().and_then(|seed| seed.parse().ok());
     let seed = seed.unwrap_or_else(|| u64::from(std::process::id()) | 1 << 40);
     println!("seed: OSLET_SEED={seed}");
     let cluster = Cluster::new()?;
-    image(&cluster)?;
+    image(&cluster, rounds * OSLETS)?;
     cluster.configure(OSLETS, "disk.img")?;
     cluster.ok(&["up", "-d"])?;
-    let readers = (0..OSLETS).map(|oslet| reader(&cluster, oslet)).collect::<Result<_>>()?;
-    let counts = BTreeMap::new();
-    let mut round = Round { cluster: &cluster, readers, random: Random(seed), counts };
-    for oslet in 0..OSLETS {
-        round.cached(oslet)?;
-    }
+    let mut all = Rounds::new(&cluster, seed)?;
+    (0..OSLETS).try_for_each(|oslet| all.cached(oslet))?;
+    all.count().context("before the first round")?;
     let mut connections = cluster.connections(OSLETS)?;
     for number in 0..rounds {
-        round.run().with_context(|| format!("round {number}, OSLET_SEED={seed}"))?;
+        let told = || {
+            let log = fs::read_to_string(cluster.directory().join("log")).unwrap_or_default();
+            format!("round {number}, OSLET_SEED={seed}\n{log}")
+        };
+        all.round().with_context(told)?;
         connections.extend(cluster.connections(OSLETS)?);
     }
     // Nobody needs the launcher.
-    signal(launcher(&cluster)?, Signal::KILL)?;
-    *round.counts.entry(Victim::Launcher).or_default() += 1;
+    signal(cluster.launcher().context("no launcher")?, Signal::KILL)?;
+    *all.harmed.entry(Victim::Launcher).or_default() += 1;
     for oslet in 0..OSLETS {
-        round.cached(oslet)?;
-        round.uncached(oslet)?;
+        all.cached(oslet)?;
+        all.any_file(oslet)?;
     }
     cluster.ok(&["down"])?;
-    for mut reader in round.readers {
-        // It ended with its OSlet.
-        let end = Instant::now() + Duration::from_secs(10);
-        while reader.try_wait()?.is_none() {
-            ensure!(Instant::now() < end, "oslet run is still there 10 s after oslet down");
-            std::thread::sleep(Duration::from_millis(10));
-        }
+    // All of them ended with their OSlets.
+    for worker in all.workers.iter_mut().flatten().chain(&mut all.stopped) {
+        worker.wait(Duration::from_secs(10)).context("oslet run, behind oslet down")?;
     }
+    ensure!(processes_of(all.load.as_ref()).is_empty(), "oslet-load runs behind oslet down");
     connections.sort_unstable();
     connections.dedup();
     cluster.assert_gone(&connections)?;
     kernel::assert_clean(&cluster.path("disk.img"))?;
-    println!("ran: {rounds} rounds under load; harmed: {:?}", round.counts);
+    let Rounds { harmed, reads, longest, faults, most, .. } = &all;
+    println!("ran: {rounds} rounds of kill under load, OSLET_SEED={seed}; harmed: {harmed:?}");
+    println!(
+        "ran: {} uncached reads while somebody died: {reads:?}, the longest {longest:.1?}, at most \
+         {UNCACHED:?}; {faults} SIGBUS of maps",
+        reads.values().sum::<u32>()
+    );
+    println!("ran: {rounds} counts of what the cluster takes: at most {most:?}");
     Ok(())
 }
 
@@ -292,7 +451,7 @@ fn after_a_kill_of_everything_the_next_start_cleans_up() -> Result<()> {
         return Ok(());
     }
     let cluster = Cluster::new()?;
-    image(&cluster)?;
+    image(&cluster, 0)?;
     cluster.configure(2, "disk.img")?;
     let mut connections = Vec::new();
     for down in [false, true] {

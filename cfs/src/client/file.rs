@@ -132,7 +132,8 @@ impl File {
         self.cached(|view| {
             let index = view.pages.as_ref()?;
             let found = index.find(key)?;
-            let pinned = self.client.region.pin_if(found.page, || index.still(key, &found));
+            let still = || index.still(key, &found);
+            let pinned = self.client.region.pin_if(found.page, view.epoch, still);
             pinned.map_err(Error::Cluster).transpose()
         })
     }
@@ -151,14 +152,14 @@ impl File {
     fn fetch(&self, key: Key, page: u64, wanted: u64) -> Result<Option<Page<'_>>> {
         for _ in 0..TRIES {
             let count = wanted.clamp(1, BATCH);
-            let answer = self.client.ask(kind::READ, self.ino, page | count << 48, &[])?;
+            let (answer, from) = self.client.ask_whom(kind::READ, self.ino, page | count << 48)?;
             let body = rpc::access::<wire::ArchivedPages>(&answer.body, "volume's owner")?;
             let Some(word) = body.refs.first() else { return Ok(None) };
             let page_ref = PageRef::from_word(word.to_native());
             let page_ref = page_ref.ok_or_else(|| {
                 Error::corrupt("an answer from the volume's owner", "it is no reference")
             })?;
-            if let Some(guard) = self.client.region.pin(page_ref)? {
+            if let Some(guard) = self.client.region.pin_from(page_ref, from)? {
                 return Ok(Some(Page::Shared(guard)));
             }
             if let Some(guard) = self.pin_cached(key) {

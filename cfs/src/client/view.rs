@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use oslet::id::ParticipantId;
+use oslet::id::{Epoch, ParticipantId};
 use oslet::region::{Region, Ro};
 use oslet::rpc::Channel;
 use oslet::sync::AtomicU64;
@@ -23,6 +23,9 @@ pub(super) enum Route {
 pub(super) struct View {
     /// Whose it is, as [`oslet::region::ControlPage::owner_tag`] has it; zero for nobody.
     owner: u64,
+    /// The runtime that it is of, and the incarnation.
+    pub(super) home: Option<ParticipantId>,
+    pub(super) epoch: Epoch,
     pub(super) route: Route,
     pub(super) pages: Option<PageIndex<Ro<AtomicU64>>>,
     pub(super) inodes: Option<InodeTable<Ro<AtomicU64>>>,
@@ -33,8 +36,17 @@ pub(super) struct View {
 impl View {
     /// Before anybody is known to serve the volume.
     pub(super) fn none() -> Self {
-        let route = Route::Nowhere;
-        Self { owner: 0, route, pages: None, inodes: None, short: None, long: None }
+        let (route, home) = (Route::Nowhere, None);
+        Self {
+            owner: 0,
+            home,
+            epoch: Epoch(0),
+            route,
+            pages: None,
+            inodes: None,
+            short: None,
+            long: None,
+        }
     }
 
     /// Of the present owner, if it serves.
@@ -60,6 +72,8 @@ impl View {
         };
         Ok(Self {
             owner: ownership.tag(),
+            home: Some(who),
+            epoch,
             route,
             // One that is too small holds nothing: what is not found is asked for.
             pages: PageIndex::new(pages.0, pages.1),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::map::{RawSlice, Rw};
 use super::{PageGuard, Region};
 use crate::Result;
-use crate::id::PageRef;
+use crate::id::{Epoch, PageRef, ParticipantId};
 use crate::sync::AtomicU16;
 
 /// A set of pinned frames that keeps its region alive: for what outlives a borrow, such as I/O in
@@ -41,9 +41,17 @@ impl Pins {
         Ok(Self::keep(&mut self.pinned, guard))
     }
 
-    /// Pins one more frame if `still` holds afterwards, as [`Region::pin_if`] does.
+    /// Pins one more frame, as [`Region::pin_from`] does.
+    pub fn add_from(&mut self, page: PageRef, from: (ParticipantId, Epoch)) -> Result<bool> {
+        let guard = self.region.pin_from(page, from)?;
+        Ok(Self::keep(&mut self.pinned, guard))
+    }
+
+    /// Pins one more frame of the home's incarnation that is mapped if `still` holds afterwards,
+    /// as [`Region::pin_if`] does.
     pub fn add_if(&mut self, page: PageRef, still: impl FnOnce() -> bool) -> Result<bool> {
-        let guard = self.region.pin_if(page, still)?;
+        let Some(home) = self.region.segment(page.home) else { return Ok(false) };
+        let guard = self.region.pin_if(page, home.epoch(), still)?;
         Ok(Self::keep(&mut self.pinned, guard))
     }
 

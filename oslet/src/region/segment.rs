@@ -62,6 +62,8 @@ pub struct OwnSegment {
     /// The frames whose claim is [`FREE`].
     free: Mutex<Vec<FrameNo>>,
     space: Mutex<Space>,
+    /// Pin counters that are not in use: where, and for how many frames.
+    spare_pins: Mutex<Vec<(usize, usize)>>,
     huge: bool,
 }
 
@@ -143,6 +145,7 @@ impl OwnSegment {
             // Popped from the end: low frames first, so that a little-used segment touches little.
             free: Mutex::new((0..spec.frames as u32).rev().map(FrameNo).collect()),
             space: Mutex::new(Space::new(parts.space, parts.frames - parts.space)),
+            spare_pins: Mutex::default(),
             shared,
             map,
             huge,
@@ -294,26 +297,39 @@ impl OwnSegment {
     }
 
     /// Makes pin counters for every frame of `home`'s segment and lists them in the pin directory.
-    pub(super) fn publish_pins(&self, home: &PeerSegment) -> Result<Rw<AtomicU16>> {
-        let offset = self.alloc(home.frames() * 2, limits::LINE)?;
+    /// Also where they lie, for [`Self::retract_pins`].
+    pub(super) fn publish_pins(&self, home: &PeerSegment) -> Result<(Rw<AtomicU16>, usize)> {
+        let spare = {
+            let mut spare = self.spare_pins.lock();
+            let fits = spare.iter().position(|(_, frames)| *frames == home.frames());
+            fits.map(|at| spare.swap_remove(at).0)
+        };
+        let offset = match spare {
+            Some(offset) => offset,
+            None => self.alloc(home.frames() * 2, limits::LINE)?,
+        };
         let counters = self.halfwords_mut(offset, home.frames())?;
         let word = pin_entry_word(home.participant());
         self.words.store(word + 1, offset as u64, Ordering::Relaxed);
         let first = u64::from(home.epoch().0) << 32 | home.frames() as u64;
         // SYNC POINT: pins published
         self.words.store(word, first, Ordering::SeqCst);
-        Ok(counters)
+        Ok((counters, offset))
     }
 
-    /// Takes the pin counters for a segment that is gone out of the directory and frees them.
-    pub(super) fn retract_pins(&self, home: ParticipantId) {
-        let word = pin_entry_word(home);
-        let first = self.words.load(word, Ordering::Relaxed);
-        if first != 0 {
-            let offset = self.words.load(word + 1, Ordering::Relaxed) as usize;
+    /// Takes the pin counters for a segment that is gone, none of which counts anything, out of
+    /// the directory.
+    ///
+    /// They are used again, but as pin counters only and as they are: a thread that has found the
+    /// segment still mapped may be about to add to one, and to take that back.
+    pub(super) fn retract_pins(&self, home: &PeerSegment, offset: usize) {
+        let word = pin_entry_word(home.participant());
+        // The entry may be that of the home's next incarnation already.
+        let first = u64::from(home.epoch().0) << 32 | home.frames() as u64;
+        if self.words.load(word, Ordering::Relaxed) == first {
             self.words.store(word, 0, Ordering::SeqCst);
-            self.free(offset, (first as u32 as usize) * 2);
         }
+        self.spare_pins.lock().push((offset, home.frames()));
     }
 
     /// The generation that frame is in now.

@@ -129,10 +129,20 @@ fn a_new_incarnation_replaces_the_old_one() {
     b.map(&new.own().reader().unwrap(), runtime(0), Epoch(2)).unwrap();
     assert_eq!(guard.bytes().byte(0), Some(7), "an orphan stays while it is pinned");
     assert_eq!(b.segment(runtime(0)).unwrap().epoch(), Epoch(2));
+    // Generations begin anew: the reference would name a frame of the new segment too.
+    let (of_old, of_new) = ((runtime(0), Epoch(1)), (runtime(0), Epoch(2)));
+    let mut frame = Arena::new(&new).alloc().unwrap();
+    frame.bytes().unwrap().fill().fill(8);
+    assert_eq!(frame.publish(), page);
+    assert!(b.pin_if(page, Epoch(1), || true).unwrap().is_none());
+    assert!(b.pin_from(page, of_old).unwrap().is_none());
+    assert_eq!(b.pin_from(page, of_new).unwrap().unwrap().bytes().byte(0), Some(8));
     assert!(b.map(&old.own().reader().unwrap(), runtime(0), Epoch(1)).is_err());
+    let at = *guard.bytes();
     drop(guard);
     assert!(b.forget(runtime(0), Epoch(2)).unwrap());
     assert!(b.segment(runtime(0)).is_none());
+    assert_eq!(at.byte(0), Some(0), "an orphan's memory is given back behind its last guard");
     assert!(b.pin(page).unwrap().is_none());
 }
 

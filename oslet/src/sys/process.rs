@@ -139,6 +139,30 @@ fn change_mask(how: libc::c_int, signals: &SignalSet) -> io::Result<SignalSet> {
     if error == 0 { Ok(before) } else { Err(io::Error::from_raw_os_error(error)) }
 }
 
+/// Who was at the other end of a Unix socket when it was connected.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Peer {
+    /// Its process; `None` for one that this process's PID namespace does not show.
+    pub pid: Option<u32>,
+    /// Its effective user.
+    pub uid: u32,
+}
+
+/// Asks the kernel who that was (`SO_PEERCRED`).
+pub fn peer(socket: impl AsFd) -> io::Result<Peer> {
+    let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
+    let (fd, option) = (socket.as_fd().as_raw_fd(), libc::SO_PEERCRED);
+    let place = (&raw mut peer).cast();
+    // SAFETY: place and length describe the structure, in which any number is a valid value.
+    let failed = unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, option, place, &mut len) } != 0;
+    if failed {
+        return Err(io::Error::last_os_error());
+    }
+    let pid = u32::try_from(peer.pid).ok().filter(|pid| *pid != 0);
+    Ok(Peer { pid, uid: peer.uid })
+}
+
 /// Sends this process a signal.
 ///
 /// # Errors

@@ -345,7 +345,7 @@ impl Shared {
         let mut pins = Pins::new(&self.region, slices.len());
         let mut valid = true;
         for slice in &slices {
-            valid = valid && pins.add(slice.page)?;
+            valid = valid && pins.add_from(slice.page, self.channel.server())?;
         }
         if loan != 0 {
             self.state.lock().pinned.push(loan);

@@ -129,14 +129,14 @@ impl Exports {
             wire::WRITE_ONE => {
                 let (device, low) = wire::unpair(third);
                 let slice = wire::slice(second, low & !(1 << 31)).ok_or_else(bad)?;
-                let data = self.pin(vec![slice], name)?;
+                let data = self.pin(vec![slice], message)?;
                 (device, Operation::Write { offset: first, data, fua: low >> 31 != 0 })
             }
             wire::WRITE => {
                 drop(peer.loans.lock().end(third));
                 let (device, low) = wire::unpair(second);
                 let fua = flags(low)? & wire::FUA != 0;
-                let data = self.pin(wire::decode_slices(&message.body, name)?, name)?;
+                let data = self.pin(wire::decode_slices(&message.body, name)?, message)?;
                 (device, Operation::Write { offset: first, data, fua })
             }
             wire::FLUSH => (wire::unpair(second).0, Operation::Flush),
@@ -161,12 +161,12 @@ impl Exports {
     }
 
     /// Pins the frames that a peer wants written.
-    fn pin(&self, slices: Vec<Slice>, peer: &str) -> Result<Data> {
+    fn pin(&self, slices: Vec<Slice>, message: &Message) -> Result<Data> {
         let mut pins = Pins::new(&self.region, slices.len());
         for slice in &slices {
-            if !pins.add(slice.page)? {
+            if !pins.add_from(slice.page, (message.from, message.epoch))? {
                 return Err(Error::Io {
-                    device: peer.to_owned(),
+                    device: format!("{:?}", message.from),
                     what: "pin",
                     offset: 0,
                     errno: Errno::STALE,

@@ -1,7 +1,7 @@
 //! What a cluster that is gone must not leave behind.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
@@ -34,6 +34,7 @@ pub(super) fn of(cluster: &Cluster, connections: &[u32]) -> Result<Vec<String>> 
             left.push(format!("FUSE connection {number}"));
         }
     }
+    left.extend(loop_devices(cluster.top())?);
     left.extend(groups(cluster.name())?);
     if cluster.directory().exists() {
         left.push(format!("directory {}", cluster.directory().display()));
@@ -41,19 +42,36 @@ pub(super) fn of(cluster: &Cluster, connections: &[u32]) -> Result<Vec<String>> 
     Ok(left)
 }
 
+/// Loop devices over files below a directory.
+fn loop_devices(top: &Path) -> Result<Vec<String>> {
+    let mut left = Vec::new();
+    for device in fs::read_dir("/sys/block")?.flatten() {
+        let backing = device.path().join("loop/backing_file");
+        if let Ok(file) = fs::read_to_string(backing)
+            && Path::new(&file).starts_with(top)
+        {
+            left.push(format!("{} over {}", device.path().display(), file.trim()));
+        }
+    }
+    Ok(left)
+}
+
 /// Control groups below any mount of any hierarchy.
 fn groups(cluster: &str) -> Result<Vec<String>> {
+    let groups = group_paths(cluster)?;
+    Ok(groups.iter().map(|group| format!("control group {}", group.display())).collect())
+}
+
+/// A cluster's groups, one in each hierarchy that has one.
+pub(super) fn group_paths(cluster: &str) -> Result<Vec<PathBuf>> {
     let top = Path::new("/sys/fs/cgroup");
     let mut tops = vec![top.to_owned()];
     tops.extend(fs::read_dir(top)?.flatten().map(|entry| entry.path()));
     let groups = tops.iter().map(|top| top.join("oslet").join(cluster));
-    Ok(groups
-        .filter(|group| group.exists())
-        .map(|group| format!("control group {}", group.display()))
-        .collect())
+    Ok(groups.filter(|group| group.exists()).collect())
 }
 
-fn processes() -> Vec<u32> {
+pub(super) fn processes() -> Vec<u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }

@@ -1,0 +1,150 @@
+//! Load for tests: reads the tree of `tests::load` until it is killed, and checks every byte.
+//!
+//!     oslet-load keep DIR           maps DIR/cached once and touches all its pages
+//!     oslet-load map DIR SEED       maps files at random, their pages not in the kernel's cache
+//!     oslet-load client RUN OSLET VOLUME SEED
+//!                                   a native client that holds pages for random times
+//!
+//! The first line that it writes is `ready`. Exit status: 3 for bytes that are wrong, 2 for an
+//! error; by SIGBUS for a mapped page that could not be had.
+
+#![forbid(unsafe_code)]
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use cfs::client::{Client, Page};
+use oslet::sys::filemap::FileMap;
+use rustix::fs::{Advice, fadvise};
+use tests::load::{self, CACHED, FILE_BYTES, FILES, Random, WRONG};
+
+const PAGE: usize = oslet::limits::FRAME_SIZE;
+/// Pages that a client holds at most, and how long one.
+const HELD: usize = 100;
+const HOLD_MS: usize = 400;
+/// Between two pieces of work, so that a machine with few CPUs has time for others.
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// Bytes that differ from what they should be.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}: wrong bytes")]
+struct Wrong(String);
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let result = match words[..] {
+        ["keep", dir] => keep(Path::new(dir)),
+        ["map", dir, seed] => map(Path::new(dir), seed),
+        ["client", run, oslet, volume, seed] => client(Path::new(run), oslet, volume, seed),
+        _ => Err(anyhow::anyhow!(
+            "oslet-load keep DIR | map DIR SEED | client RUN OSLET VOLUME SEED"
+        )),
+    };
+    let Err(error) = result else { return ExitCode::SUCCESS };
+    eprintln!("oslet-load {}: {error:#}", words.join(" "));
+    ExitCode::from(if error.is::<Wrong>() { WRONG } else { 2 })
+}
+
+fn ready() -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "ready")?;
+    Ok(out.flush()?)
+}
+
+fn check(found: &[u8], expected: &[u8], what: impl FnOnce() -> String) -> Result<()> {
+    if found == expected { Ok(()) } else { Err(Wrong(what()).into()) }
+}
+
+fn random(seed: &str) -> Result<Random> {
+    Ok(Random(seed.parse::<u64>().context("seed")? | 1))
+}
+
+/// What is mapped and has been touched needs nobody.
+fn keep(dir: &Path) -> Result<()> {
+    let expected = load::cached();
+    let map = FileMap::new(&File::open(dir.join(CACHED))?)?;
+    ensure!(map.len() == expected.len(), "{} bytes", map.len());
+    let mut found = vec![0; expected.len()];
+    let mut first = true;
+    loop {
+        map.copy_to(0, &mut found);
+        check(&found, &expected, || CACHED.to_owned())?;
+        if first {
+            ready()?;
+            first = false;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn map(dir: &Path, seed: &str) -> Result<()> {
+    let mut random = random(seed)?;
+    let mut found = vec![0; FILE_BYTES];
+    ready()?;
+    loop {
+        let number = random.below(FILES);
+        // That the file cannot be opened, since its owner is dead, is no fault of a map.
+        if let Ok(file) = File::open(dir.join(load::path(number))) {
+            fadvise(&file, 0, None, Advice::DontNeed)?;
+            let map = FileMap::new(&file)?;
+            ensure!(map.len() == FILE_BYTES, "{}: {} bytes", load::path(number), map.len());
+            map.copy_to(0, &mut found);
+            check(&found, &load::contents(number), || load::path(number))?;
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+fn client(run: &Path, oslet: &str, volume: &str, seed: &str) -> Result<()> {
+    let client = cfs::client::join(run, oslet, volume.parse().context("volume")?)?;
+    let mut random = random(seed)?;
+    ready()?;
+    loop {
+        round(&client, &mut random)?;
+    }
+}
+
+/// Pages are taken one after the other, each let go of at its time: its bytes are then what they
+/// were when it was pinned.
+fn round(client: &Arc<Client>, random: &mut Random) -> Result<()> {
+    let wanted = 1 + random.below(HELD);
+    let mut files = Vec::new();
+    for _ in 0..wanted {
+        let number = random.below(FILES);
+        let name = load::path(number);
+        let file = client.open(name.as_bytes()).with_context(|| name.clone())?;
+        files.push((number, name, file));
+    }
+    let mut held: Vec<(Instant, usize, usize, Page<'_>)> = Vec::new();
+    for (number, name, file) in &files {
+        let index = random.below(FILE_BYTES.div_ceil(PAGE));
+        let page = file.read_ref(index as u64).with_context(|| name.clone())?;
+        let Some(page) = page else { bail!("{name}: page {index} is missing") };
+        verify(*number, index, &page)?;
+        let until = Instant::now() + Duration::from_millis(random.below(HOLD_MS) as u64);
+        held.push((until, *number, index, page));
+        let now = Instant::now();
+        while let Some(at) = held.iter().position(|(until, ..)| *until <= now) {
+            let (_, number, index, page) = held.swap_remove(at);
+            verify(number, index, &page)?;
+        }
+        std::thread::sleep(PAUSE);
+    }
+    held.iter().try_for_each(|(_, number, index, page)| verify(*number, *index, page))
+}
+
+fn verify(number: usize, index: usize, page: &Page<'_>) -> Result<()> {
+    let mut found = vec![0; PAGE];
+    page.copy_to(0, &mut found);
+    let mut expected = load::contents(number);
+    expected.resize(FILE_BYTES.next_multiple_of(PAGE), 0);
+    check(&found, &expected[index * PAGE..][..PAGE], || {
+        format!("{}, page {index}", load::path(number))
+    })
+}
