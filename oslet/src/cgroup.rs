@@ -112,19 +112,22 @@ impl Cgroup {
             }
         }
         let wanted = !bound && hierarchies.unified_has_cpuset();
-        for place in hierarchies.unified() {
-            let enable = if wanted { hierarchy::enable_cpuset } else { hierarchy::nothing };
-            let made = hierarchy::make(place, name, enable);
-            let made = made.inspect(|_| bound |= wanted).or_else(|error| {
-                reason = error.to_string();
-                hierarchy::make(place, name, hierarchy::nothing)
-            });
-            if let Ok(path) = made {
-                self.adopt(Kind::Unified, path.clone())?;
-                if wanted && bound {
-                    bind(&path, cpus, nodes)?;
+        // Rather one further up that binds than one near by that only kills.
+        let binding = hierarchies.unified().iter().filter(|_| wanted).map(|place| (place, true));
+        let killing = hierarchies.unified().iter().map(|place| (place, false));
+        for (place, binds) in binding.chain(killing) {
+            let enable = if binds { hierarchy::enable_cpuset } else { hierarchy::nothing };
+            match hierarchy::make(place, name, enable) {
+                Ok(path) => {
+                    self.adopt(Kind::Unified, path.clone())?;
+                    if binds {
+                        bind(&path, cpus, nodes)?;
+                        bound = true;
+                    }
+                    break;
                 }
-                break;
+                Err(error) if binds => reason = error.to_string(),
+                Err(_) => {}
             }
         }
         if !self.groups.iter().any(|group| group.kind == Kind::Unified) {

@@ -166,7 +166,12 @@ impl Cluster {
         }
         let cleaned = leftovers::remove(&self.spec.directory, &self.spec.name);
         let removed = leftovers::remove_directory(&self.spec.directory);
-        failure.map_or(Ok(()), Err).and(cleaned).and(removed)
+        match (failure, cleaned.and(removed)) {
+            (Some(failure), Err(left)) => Err(Error::Invalid(format!(
+                "{failure}; then its remains could not be removed (oslet down tries again): {left}"
+            ))),
+            (failure, cleaned) => failure.map_or(Ok(()), Err).and(cleaned),
+        }
     }
 
     fn wait(&self) -> Result<()> {

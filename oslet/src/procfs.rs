@@ -241,4 +241,19 @@ mod tests {
         let none = ProcessId { pid: 1 << 30, start_time: 1 };
         assert!(none.open().unwrap().is_none());
     }
+
+    #[test]
+    fn the_number_of_a_process_group_that_outlived_its_leader_is_no_process() {
+        use std::os::unix::process::CommandExt;
+        let mut command = std::process::Command::new("sh");
+        // The shell is the leader; what it leaves behind reads until the test is done with it.
+        command.args(["-c", "exec 3<&0; cat <&3 >/dev/null & exit 0"]).process_group(0);
+        let mut leader = command.stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let member = leader.stdin.take().unwrap();
+        let id =
+            ProcessId { pid: leader.id(), start_time: Stat::read(leader.id()).unwrap().start_time };
+        leader.wait().unwrap();
+        assert!(id.open().unwrap().is_none());
+        drop(member);
+    }
 }

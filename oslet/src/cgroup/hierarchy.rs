@@ -144,8 +144,15 @@ pub(super) fn inherit_cpuset(parent: &Path, child: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// A version 2 group has a controller when its parent passes it on.
+/// A version 2 group has a controller when its parent passes it on. One with processes of its own
+/// (other than the root, which has no type) can do that only for threads: groups below it would
+/// take no process.
 pub(super) fn enable_cpuset(parent: &Path, _: &Path) -> io::Result<()> {
+    let is_root = !parent.join("cgroup.type").exists();
+    if !is_root && !fs::read_to_string(parent.join("cgroup.procs"))?.trim().is_empty() {
+        let what = "processes are in the group above, which then can bind none below";
+        return Err(io::Error::other(what));
+    }
     write(&parent.join("cgroup.subtree_control"), "+cpuset")
 }
 

@@ -114,7 +114,8 @@ impl OwnSegment {
         let tag = format!("{oslet}.{}.{}", spec.participant.slot(), spec.epoch);
         let shared = backing.create(&tag, parts.len, &what)?;
         let map = Arc::new(Mapping::new(&shared.file, parts.len, true, &what)?);
-        let huge = map.page_in(spec.paging)?;
+        // Memory of the pool is never anything else.
+        let huge = map.page_in(spec.paging)? || *backing == Backing::Hugetlb;
         shared.seal(&what)?;
         let words = map.words_mut::<AtomicU64>(0, at::FIXED_LEN / 8)?;
         let frame_table = map.words_mut::<AtomicU64>(parts.frame_table, spec.frames)?;

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 /// One process, alive or dead.
@@ -17,11 +18,17 @@ impl PidFd {
     /// (its own unreaped child, or by start time after the open).
     ///
     /// # Errors
-    /// `ESRCH` when there is none; `EINVAL` for a number that is no process's.
+    /// `ESRCH` when there is none; `EINVAL` for a number that can be no process's.
     pub fn open(pid: u32) -> io::Result<Self> {
         let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
-        let pid = pid.ok_or_else(|| io::Error::from(rustix::io::Errno::INVAL))?;
-        Ok(Self(pidfd_open(pid, PidfdFlags::empty())?))
+        let pid = pid.ok_or_else(|| io::Error::from(Errno::INVAL))?;
+        match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(opened) => Ok(Self(opened)),
+            // The number of a thread, or of a process group or session that has outlived its
+            // leader: EINVAL says that, and ENOENT since Linux 6.16.
+            Err(Errno::INVAL | Errno::NOENT) => Err(Errno::SRCH.into()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Sends a signal by number (real-time ones too; 0 only asks).
@@ -56,7 +63,7 @@ impl PidFd {
             match poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(&timeout)) {
                 Ok(n) if n > 0 => return true,
                 Ok(_) if left.is_zero() => return false,
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Ok(_) | Err(Errno::INTR) => {}
                 Err(_) => return false,
             }
         }

@@ -1,6 +1,6 @@
 # What is checked inside the guest, whose kernel is not the host's. Every check is a line
 # "ok WHAT" or "FAIL WHAT: WHY"; the last line is "guest: done".
-export PATH=/usr/bin:/bin:/usr/sbin:/sbin HOME=/root
+export PATH=/sbin:/bin HOME=/root
 
 ok() { echo "ok $*"; }
 fail() { echo "FAIL $*"; }
@@ -157,7 +157,7 @@ rmdir /sys/fs/cgroup/part
 
 section an ordinary user
 mkdir -p /home/ann; chown ann /home/ann; chmod 666 /dev/fuse
-as_ann() { su ann -c "cd; $*" 2>&1; }
+as_ann() { su ann -c "export PATH=/sbin:/bin; cd; $*" 2>&1; }
 text=$(as_ann oslet up -d); check "ann: up" 0 $?
 has "ann: what is missing" "$text" "affinity and memory policy only"
 has "ann: CPUs" "$(as_ann oslet run o1 grep Cpus_allowed_list /proc/self/status)" "4-7"
