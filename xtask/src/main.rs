@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
 mod fuzz;
+mod kernel;
 mod packages;
 mod report;
 mod run;
@@ -38,6 +39,8 @@ enum Task {
         crashed, 1 something did, 2 the targets could not be run."
     )]
     Fuzz(fuzz::Options),
+    /// Fetch a kernel of Debian's into the build directory, for the tests that boot one.
+    Kernel,
     /// Measure in a release build; arguments are passed on.
     Bench {
         /// Arguments of the benchmarks.
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Task::Tidy => tidy::run(),
         Task::Test(options) => test::run(&options),
         Task::Fuzz(options) => fuzz::run(&options),
+        Task::Kernel => kernel::run(),
         Task::Bench { arguments } => bench(&arguments),
     };
     outcome.unwrap_or_else(|error| {

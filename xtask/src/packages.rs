@@ -27,6 +27,12 @@ const PACKAGES: [Package; 10] = [
     package("valgrind", "valgrind", "memory errors in shared memory access"),
 ];
 
+/// More for the step `kernel`, which is one of the long ones.
+const GUEST_PACKAGES: [Package; 2] = [
+    package("busybox-static", "busybox", "a system around the program under another kernel"),
+    package("qemu-system-x86", "qemu-system-x86_64", "booting another kernel"),
+];
+
 const fn package(name: &'static str, program: &'static str, purpose: &'static str) -> Package {
     Package { name, program, purpose }
 }
@@ -35,7 +41,16 @@ const fn package(name: &'static str, program: &'static str, purpose: &'static st
 ///
 /// Nothing is asked of the network when nothing is missing.
 pub(crate) fn ensure() -> anyhow::Result<()> {
-    let missing = missing();
+    ensure_all(&PACKAGES)
+}
+
+/// The same for what boots another kernel.
+pub(crate) fn ensure_guest() -> anyhow::Result<()> {
+    ensure_all(&GUEST_PACKAGES)
+}
+
+fn ensure_all(packages: &'static [Package]) -> anyhow::Result<()> {
+    let missing = missing(packages);
     if missing.is_empty() {
         return Ok(());
     }
@@ -54,14 +69,14 @@ pub(crate) fn ensure() -> anyhow::Result<()> {
     apt_get(&apt, &["update", "-q"], &by_hand)?;
     let install = ["install", "-q", "-y", "--no-install-recommends"];
     apt_get(&apt, &[&install[..], &names[..]].concat(), &by_hand)?;
-    match self::missing().first() {
+    match self::missing(packages).first() {
         None => Ok(()),
         Some(left) => bail!("`{}` is still not there after `{by_hand}`", left.program),
     }
 }
 
-fn missing() -> Vec<&'static Package> {
-    PACKAGES.iter().filter(|p| tree::find_program(p.program, &[]).is_none()).collect()
+fn missing(packages: &'static [Package]) -> Vec<&'static Package> {
+    packages.iter().filter(|p| tree::find_program(p.program, &[]).is_none()).collect()
 }
 
 fn apt_get(apt: &Path, arguments: &[&str], by_hand: &str) -> anyhow::Result<()> {

@@ -154,6 +154,17 @@ pub(crate) const STEPS: &[Step] = &[
         ..CHECK
     },
     Step {
+        name: "kernel",
+        why: "partitions on several memory nodes, under a kernel that is not this one",
+        commands: &[
+            "cargo xtask kernel",
+            "cargo test --package tests --test other_kernel -- --show-output",
+        ],
+        rounds: (0, 1),
+        tests_at_least: 1,
+        ..CHECK
+    },
+    Step {
         name: "fuzz",
         why: "input that makes a parser panic, hang or take too much memory",
         commands: &["cargo xtask fuzz"],

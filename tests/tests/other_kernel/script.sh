@@ -60,11 +60,10 @@ for i in 0 1 2 3; do
     check "o$i: host name" o$i "$(inside o$i hostname)"
     has "o$i: /global" "$(inside o$i cat /global/README)" "the global filesystem of an OSlet cluster"
     has "o$i: few processes" "$(inside o$i sh -c 'echo /proc/[0-9]*')" "/proc/1 "
-    # The runtime's own segment lies on its nodes.
+    # The runtime's own segment lies on its node.
     pid=$(oslet show o$i --json | sed -n 's/.*"pid": \([0-9]*\).*/\1/p')
-    most=$(grep -h 'memfd:oslet' /proc/$pid/numa_maps | grep -o "N[0-9]*=[0-9]*" |
-        awk -F= '{sum[$1] += $2} END {for (n in sum) print sum[n], n}' | sort -n | tail -1)
-    has "o$i: the segments of its runtime ($most)" "$most" " N"
+    check "o$i: the node of its segment" N$i \
+        "$(grep -h "memfd:oslet:$i.0" /proc/$pid/numa_maps | grep -o 'N[0-9]*=' | tr -d = | sort -u)"
 done
 check "node 4 is in one cpuset" 1 $with_far
 before=$(shmem_kb 2)
@@ -118,6 +117,9 @@ echo "$text" | grep -v "^o. up"
 [ "$(free_pages)" -le $((total - 16)) ] && ok "hugetlb: pages are taken" ||
     fail "hugetlb: pages are taken: $total before, $(free_pages) now"
 has "hugetlb: /global" "$(inside --cluster huge o1 cat /global/README)" "the global filesystem"
+oslet --cluster huge show o0 --json | grep '"pid"' | grep -o '[0-9]*' > pid
+check "hugetlb: on its nodes" "" "$(grep -h 'memfd:oslet:0.0' /proc/$(cat pid)/numa_maps |
+    grep -o 'N[234]=')"
 has "hugetlb: told" "$(oslet --cluster huge show o0)" "true"
 oslet --cluster huge down > /dev/null; gone "hugetlb: down"
 check "hugetlb: pages are given back" "$total" "$(free_pages)"
