@@ -1,5 +1,6 @@
 //! What can go wrong in this crate.
 
+use std::borrow::Cow;
 use std::fmt::Display;
 use std::io;
 
@@ -37,7 +38,7 @@ pub enum Error {
         /// The feature's name as in `mke2fs -O`, and its bit.
         feature: String,
         /// Why, and what to do.
-        hint: &'static str,
+        hint: Cow<'static, str>,
     },
     /// The journal holds transactions that are not in place yet.
     #[error("the journal needs recovery: replay it first")]

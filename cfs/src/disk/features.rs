@@ -207,7 +207,7 @@ impl Features {
             let refused = REFUSED.iter().find(|(feature, _)| feature.bits() == bit);
             return Err(Error::Refused {
                 feature: name("incompat", Incompat::from_bits_retain(bit).iter_names(), bit),
-                hint: refused.map_or("", |(_, why)| why),
+                hint: refused.map_or("", |(_, why)| why).into(),
             });
         }
         let names = self.names_beyond(&READ_WRITE);

@@ -32,11 +32,13 @@ pub fn refuse_pending<L: ReadLog>(sb: &Superblock, running: Tid, log: &L) -> Res
         return Ok(());
     }
     Err(Error::Refused {
-        feature: format!(
-            "fast_commit with {} changes in {} fast commits not in place",
+        feature: "fast_commit".into(),
+        hint: format!(
+            " with changes that are not in place, of which there are {} in {} fast commits: mount \
+             and unmount the volume with the kernel, or run e2fsck, and try again",
             pending.changes, pending.commits
-        ),
-        hint: ": mount and unmount the volume with the kernel, or run e2fsck, to replay them",
+        )
+        .into(),
     })
 }
 
@@ -61,7 +63,7 @@ pub fn pending<L: ReadLog>(sb: &Superblock, running: Tid, log: &L) -> Result<Pen
                     }
                     if features != 0 {
                         let feature = format!("fast commit {features:#x}");
-                        return Err(Error::Refused { feature, hint: "" });
+                        return Err(Error::Refused { feature, hint: "".into() });
                     }
                     open.headed = true;
                     open.sum = crc32c(open.sum, record);

@@ -435,7 +435,7 @@ fn superblock(why: impl Into<String>) -> Error {
 
 fn unsupported(what: impl std::fmt::Display) -> Error {
     let hint = "; let the kernel that wrote it replay it (mount and unmount)";
-    Error::Refused { feature: format!("journal {what}"), hint }
+    Error::Refused { feature: format!("journal {what}"), hint: hint.into() }
 }
 
 fn check_features(raw: &RawSuperblock) -> Result<(Compat, Incompat)> {

@@ -113,7 +113,7 @@ fn external(device: u32, uuid: &[u8; 16]) -> Error {
     let hex: String = uuid.iter().map(|byte| format!("{byte:02x}")).collect();
     let (major, minor) = (device >> 8 & 0xfff, device & 0xff | device >> 12 & 0xf_ff00);
     let feature = format!("journal on a device of its own ({major}:{minor}, UUID {hex})");
-    Error::Refused { feature, hint: "; let e2fsck -j DEVICE or the kernel replay it first" }
+    Error::Refused { feature, hint: "; let e2fsck -j DEVICE or the kernel replay it first".into() }
 }
 
 /// The inode as the superblock's copy has it. The blocks of a deep map cannot be verified under it
