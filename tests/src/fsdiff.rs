@@ -3,6 +3,7 @@
 //! A view is the kernel's (a mounted directory, whoever serves the mount) or the engine's. Both
 //! are walked by the same code into listings, and listings are compared.
 
+pub mod compare;
 pub mod engine;
 pub mod host;
 pub mod image;

@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
+use tests::fsdiff::compare::compare;
 use tests::fsdiff::populate::{Plan, populate};
-use tests::fsdiff::{EngineView, HostView, Image, Listing, Scratch, View, is_root};
+use tests::fsdiff::{Image, Scratch, is_root};
 
 /// A volume of the matrix.
 struct Case {
@@ -26,10 +27,13 @@ struct Case {
     plan: Plan,
     /// Whether every kernel can write such a volume.
     kernel_writes: bool,
+    /// Whether e2fsck then packs and sorts all directories.
+    rebuild: bool,
 }
 
 fn case(name: &'static str, block: u64, arguments: &'static str) -> Case {
-    Case { name, arguments, prepare: "", tune: "", plan: Plan::new(block), kernel_writes: true }
+    let plan = Plan::new(block);
+    Case { name, arguments, prepare: "", tune: "", plan, kernel_writes: true, rebuild: false }
 }
 
 /// Files without extents: nothing is allocated without being written.
@@ -92,6 +96,27 @@ fn features_of_groups_and_checksums() -> Result<()> {
         case("^has_journal", 4096, "-t ext4 -b 4096 -O ^has_journal"),
         quota,
         new_uuid,
+    ])
+}
+
+#[test]
+fn unusual_volumes() -> Result<()> {
+    let rebuilt = |name, block, arguments| Case { rebuild: true, ..case(name, block, arguments) };
+    run(vec![
+        case("small groups", 1024, "-t ext4 -b 1024 -g 2048 -O ^flex_bg"),
+        case("groups of other sizes", 1024, "-t ext4 -b 1024 -g 5000 -N 7777"),
+        case("packed", 4096, "-t ext4 -b 4096 -G 64 -E packed_meta_blocks=1,stride=8"),
+        case("no backups", 1024, "-t ext4 -b 1024 -O sparse_super2 -E num_backup_sb=0"),
+        case("one backup", 1024, "-t ext4 -b 1024 -O sparse_super2 -E num_backup_sb=1"),
+        case("large clusters", 1024, "-t ext4 -b 1024 -O bigalloc -C 65536"),
+        case("inodes of 2048", 4096, "-t ext4 -b 4096 -I 2048"),
+        case("rare features", 4096, "-t ext4 -b 4096 -O encrypt,verity,stable_inodes"),
+        case("orphan file", 4096, "-t ext4 -b 4096 -O orphan_file,metadata_csum_seed"),
+        case("32-bit meta_bg", 4096, "-t ext4 -b 4096 -O ^64bit,meta_bg,^resize_inode"),
+        indirect(case("of the Hurd", 1024, "-t ext2 -b 1024 -o hurd -I 128")),
+        rebuilt("names sorted anew", 1024, "-t ext4 -b 1024"),
+        rebuilt("names sorted anew, no checksums", 4096, "-t ext4 -b 4096 -O ^metadata_csum"),
+        inline(rebuilt("names sorted anew, inline", 1024, "-t ext4 -b 1024 -O inline_data")),
     ])
 }
 
@@ -196,58 +221,77 @@ fn fill(case: &Case, scratch: &Scratch, source: &Path) -> Result<Image> {
     std::fs::create_dir(&by_kernel)?;
     populate(&by_kernel, &case.plan)?;
     mount.unmount()?;
+    if case.rebuild {
+        image.rebuild()?;
+    }
     Ok(image)
 }
 
-/// Compares what the kernel and the engine see, and says how many objects that is.
-fn compare(scratch: &Scratch, image: &Image) -> Result<usize> {
-    let mount = image.mount(&scratch.path("mount"), "ro")?;
-    let host = HostView::new(mount.path());
-    let theirs = Listing::of(&host).context("the kernel's view")?;
-    let their_volume = host.volume()?;
-    mount.unmount()?;
-    let engine = EngineView::open(&image.path)?;
-    let ours = Listing::of(&engine).context("the engine's view")?;
-    if let Some(difference) = theirs.difference(&ours) {
-        anyhow::bail!("the kernel's view and ours: {difference}");
+/// Files as they are in use: several thousand, or with `OSLET_FULL` all; put there by mke2fs, and
+/// by the kernel.
+#[test]
+fn real_trees() -> Result<()> {
+    if !is_root("real_trees") {
+        return Ok(());
     }
-    let our_volume = engine.volume()?;
-    ensure!(their_volume == our_volume, "statfs: {their_volume:?}, ours {our_volume:?}");
-    no_other_names(&engine)?;
-    Ok(ours.entries.len())
-}
-
-/// Names that are not there are not found either.
-fn no_other_names(engine: &EngineView) -> Result<()> {
-    let mut pending = vec![engine.root()?];
-    while let Some(dir) = pending.pop() {
-        for (name, _, kind) in engine.names(&dir)? {
-            let longer = [&name[..name.len().min(250)], b"~"].concat();
-            let found = engine.volume.lookup(&dir, &longer);
-            ensure!(matches!(found, Err(cfs::Error::NotFound)), "{longer:?}: {found:?}");
-            if kind == 0o040_000 {
-                pending.push(engine.child(&dir, &name)?);
-            }
+    let full = std::env::var_os("OSLET_FULL").is_some();
+    let sources = Scratch::new()?;
+    let source = sources.subdir("real")?;
+    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
+    let registry = home.map(|home| home.join("registry/src"));
+    let mut copied = 0;
+    for from in [Some(PathBuf::from("/usr/share")), registry].into_iter().flatten() {
+        let limit = if full { usize::MAX } else { 2000 };
+        if from.is_dir() {
+            let to = source.join(from.file_name().unwrap_or(from.as_os_str()));
+            copied += copy_tree(&from, &to, limit)?;
         }
     }
+    ensure!(copied > 1000, "only {copied} files are here to be copied");
+    let megabytes = if full { 8192 } else { 512 };
+    for arguments in [
+        "-t ext4 -i 4096",
+        "-t ext3 -b 1024 -I 128 -i 4096",
+        "-t ext4 -b 1024 -i 4096 -O inline_data,meta_bg,^resize_inode",
+        "-t ext4 -b 4096 -i 16384 -O bigalloc,ea_inode,large_dir -C 16384",
+    ] {
+        let started = Instant::now();
+        let scratch = Scratch::new()?;
+        let path = scratch.path("image");
+        let image = Image::make(&path, megabytes, arguments, Some(&source))?;
+        let mount = image.mount(&scratch.subdir("mount")?, "rw")?;
+        copy_tree(&source, &mount.path().join("by-kernel"), usize::MAX)?;
+        mount.unmount()?;
+        let objects = compare(&scratch, &image).context(arguments)?;
+        ensure!(objects > 2 * copied, "{objects} objects of {copied} files");
+        println!("{arguments}: {objects} objects equal, {} ms", started.elapsed().as_millis());
+    }
     Ok(())
 }
 
-/// A tree of tens of thousands of real files; the long runs alone have the time.
-#[test]
-fn a_real_tree() -> Result<()> {
-    if std::env::var_os("OSLET_FULL").is_none() {
-        println!("a_real_tree: SKIPPED, set OSLET_FULL to run it");
-        return Ok(());
+/// Copies so many files at most, with the directories above them and links as they are, and returns
+/// how many there were. What goes away meanwhile is left out.
+fn copy_tree(from: &Path, to: &Path, limit: usize) -> Result<usize> {
+    let mut copied = 0;
+    let mut pending = vec![(from.to_owned(), to.to_owned())];
+    while let Some((from, to)) = pending.pop() {
+        if copied >= limit {
+            break;
+        }
+        let Ok(meta) = from.symlink_metadata() else { continue };
+        if meta.is_dir() {
+            std::fs::create_dir(&to)?;
+            let Ok(entries) = std::fs::read_dir(&from) else { continue };
+            for entry in entries {
+                let entry = entry?;
+                pending.push((entry.path(), to.join(entry.file_name())));
+            }
+        } else if meta.is_symlink() {
+            std::os::unix::fs::symlink(std::fs::read_link(&from)?, &to)?;
+        } else if meta.is_file() {
+            copied += usize::from(std::fs::copy(&from, &to).is_ok());
+        }
     }
-    if !is_root("a_real_tree") {
-        return Ok(());
-    }
-    let scratch = Scratch::new()?;
-    let source = Some(Path::new("/usr/share"));
-    let image = Image::make(&scratch.path("image"), 4096, "-t ext4 -i 4096", source)?;
-    scratch.subdir("mount")?;
-    let objects = compare(&scratch, &image)?;
-    println!("/usr/share: {objects} objects equal");
-    Ok(())
+    Ok(copied)
 }

@@ -28,6 +28,17 @@ impl Scratch {
         Ok(Self { dir: tempfile::Builder::new().prefix("fsdiff-").tempdir()? })
     }
 
+    /// An empty directory in memory, where files may have more bytes than on many disks; `None`
+    /// without room for so many mebibytes.
+    pub fn in_memory(megabytes: u64) -> Result<Option<Self>> {
+        let shm = Path::new("/dev/shm");
+        let free = rustix::fs::statvfs(shm).map_or(0, |stat| stat.f_bavail * stat.f_frsize);
+        if free >> 20 < megabytes {
+            return Ok(None);
+        }
+        Ok(Some(Self { dir: tempfile::Builder::new().prefix("fsdiff-").tempdir_in(shm)? }))
+    }
+
     /// A path in it.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
@@ -96,10 +107,22 @@ impl Image {
         run(Command::new("e2fsck").arg("-fn").arg(&self.path)).map(drop)
     }
 
+    /// Lets e2fsck pack and sort all directories.
+    pub fn rebuild(&self) -> Result<()> {
+        let output = Command::new("e2fsck").arg("-fyD").arg(&self.path).output();
+        let status = output.context("e2fsck (is e2fsprogs installed?)")?.status;
+        // 1: the volume was changed.
+        ensure!(matches!(status.code(), Some(0 | 1)), "e2fsck -fyD: {status}");
+        self.fsck()
+    }
+
     /// Mounts it in a directory of its own.
     pub fn mount(&self, at: &Path, options: &str) -> Result<LoopMount> {
         let options = format!("loop,{options}");
-        run(Command::new("mount").args(["-t", "ext4", "-o", &options]).arg(&self.path).arg(at))?;
+        // A mount namespace made meanwhile keeps a copy of the last mount for a moment.
+        let mut command = Command::new("mount");
+        command.args(["-t", "ext4", "-o", &options]).arg(&self.path).arg(at);
+        patiently("already mounted", &mut command)?;
         Ok(LoopMount { at: at.to_owned(), mounted: true })
     }
 }
@@ -136,10 +159,16 @@ impl Drop for LoopMount {
 /// Undoes a mount. A process that another test starts holds a copy of every open file between its
 /// fork and its exec: then the mount is busy for a moment.
 fn umount(at: &Path) -> Result<()> {
-    let mut tries = 100;
+    let mut command = Command::new("umount");
+    patiently("busy", command.arg(at))
+}
+
+/// Runs a command again for a minute while it fails with these words.
+fn patiently(words: &str, command: &mut Command) -> Result<()> {
+    let mut tries = 1200;
     loop {
-        match run(Command::new("umount").arg(at)) {
-            Err(error) if tries > 0 && error.to_string().contains("busy") => {
+        match run(command) {
+            Err(error) if tries > 0 && error.to_string().contains(words) => {
                 tries -= 1;
                 std::thread::sleep(Duration::from_millis(50));
             }
