@@ -79,8 +79,13 @@ pub fn before_scan() {
 
 /// Whether the frame is pinned by the counter's owner.
 pub fn is_pinned(counter: &impl Seen) -> bool {
+    count(counter) != 0
+}
+
+/// How often the frame is pinned by the counter's owner.
+pub fn count(counter: &impl Seen) -> u16 {
     // SYNC POINT: unpin
-    counter.load(Ordering::SeqCst) & PIN_MASK != 0
+    counter.load(Ordering::SeqCst) & PIN_MASK
 }
 
 /// Ticks since the counter's owner last used the frame, modulo [`CLOCK_TICKS`].

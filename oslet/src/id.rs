@@ -10,11 +10,13 @@ pub struct OsletId(u8);
 
 impl OsletId {
     /// The id with that index, if there is such a place.
+    #[inline(always)]
     pub const fn new(index: usize) -> Option<Self> {
         if index < limits::MAX_OSLETS { Some(Self(index as u8)) } else { None }
     }
 
     /// The place in the control page.
+    #[inline(always)]
     pub const fn index(self) -> usize {
         self.0 as usize
     }
@@ -57,16 +59,19 @@ pub struct ParticipantId {
 
 impl ParticipantId {
     /// The participant in that slot of that OSlet, if there is such a slot.
+    #[inline(always)]
     pub const fn new(oslet: OsletId, slot: usize) -> Option<Self> {
         if slot < limits::SLOTS_PER_OSLET { Some(Self { oslet, slot: slot as u8 }) } else { None }
     }
 
     /// The runtime of that OSlet.
+    #[inline(always)]
     pub const fn runtime(oslet: OsletId) -> Self {
         Self { oslet, slot: 0 }
     }
 
     /// The slot within the OSlet; 0 is the runtime.
+    #[inline(always)]
     pub const fn slot(self) -> usize {
         self.slot as usize
     }
@@ -77,11 +82,13 @@ impl ParticipantId {
     }
 
     /// One number below [`limits::MAX_PARTICIPANTS`] for each participant: the segment's index.
+    #[inline(always)]
     pub const fn index(self) -> usize {
         self.oslet.index() * limits::SLOTS_PER_OSLET + self.slot as usize
     }
 
     /// The inverse of [`Self::index`].
+    #[inline(always)]
     pub const fn from_index(index: usize) -> Option<Self> {
         match OsletId::new(index / limits::SLOTS_PER_OSLET) {
             Some(oslet) => Self::new(oslet, index % limits::SLOTS_PER_OSLET),
@@ -107,16 +114,19 @@ pub struct Generation(u32);
 
 impl Generation {
     /// The generation with that number, taken modulo 2^24.
+    #[inline(always)]
     pub const fn new(value: u32) -> Self {
         Self(value & ((1 << limits::GENERATION_BITS) - 1))
     }
 
     /// The number, below 2^24.
+    #[inline(always)]
     pub const fn get(self) -> u32 {
         self.0
     }
 
     /// The generation after this one.
+    #[inline(always)]
     pub const fn next(self) -> Self {
         Self::new(self.0.wrapping_add(1))
     }
@@ -144,14 +154,22 @@ impl PageRef {
     pub const SPARE_SHIFT: u32 = Self::HOME_SHIFT + limits::PARTICIPANT_BITS;
 
     /// As one word of shared memory.
+    #[inline(always)]
     pub const fn to_word(self) -> u64 {
         (self.generation.0 as u64)
             | (self.frame.0 as u64) << Self::FRAME_SHIFT
             | (self.home.index() as u64) << Self::HOME_SHIFT
     }
 
+    /// The frame's number in a word.
+    #[inline(always)]
+    pub(crate) const fn frame_of(word: u64) -> usize {
+        (word >> Self::FRAME_SHIFT) as usize & ((1 << limits::FRAME_BITS) - 1)
+    }
+
     /// From a word, its spare bits ignored; `None` for "no reference". Bounds against the home's
     /// segment are checked where it is used.
+    #[inline(always)]
     pub const fn from_word(word: u64) -> Option<Self> {
         let generation = Generation::new(word as u32);
         if generation.0 == 0 {

@@ -76,6 +76,7 @@ impl Region {
     }
 
     /// The control page.
+    #[inline(always)]
     pub fn control(&self) -> &ControlPage {
         &self.control
     }
@@ -200,35 +201,40 @@ impl Region {
     ///
     /// `still` re-reads what the reference was found in (a page index entry); together with the
     /// home's order - entry removed, fence, pins scanned - it guarantees that a pinned frame is
-    /// not reused. Returns `None` if the reference is stale or names nothing.
+    /// not reused. Returns `None` if the reference is stale or names nothing, or the frame has as
+    /// many pins as it can have: [`Self::pin`] tells.
     #[inline(always)]
     pub fn pin_if(
         &self,
         page: PageRef,
         epoch: Epoch,
         still: impl FnOnce() -> bool,
-    ) -> Result<Option<PageGuard<'_>>> {
-        let Some(record) = self.mapped(page.home) else { return Ok(None) };
+    ) -> Option<PageGuard<'_>> {
+        let record = self.mapped(page.home)?;
         if record.segment.epoch() != epoch {
-            return Ok(None);
+            return None;
         }
-        let Some(bytes) = record.segment.frame(page.frame) else { return Ok(None) };
+        let bytes = record.segment.frame(page.frame)?;
         let counter = PinCounter { pins: &record.pins, frame: page.frame.0 as usize };
         let before = hazard::pin(&counter, record.segment.clock());
-        let guard = PageGuard { bytes, pins: &record.pins, page };
-        if before >= hazard::MAX_PINS_PER_FRAME {
-            return Err(Error::Exhausted(format!(
-                "{page:?}: pinned {before} times by this process; drop some of its guards"
-            )));
+        let good = before < hazard::MAX_PINS_PER_FRAME
+            && !record.forgotten.load(Ordering::Relaxed)
+            && still();
+        if !good {
+            hazard::unpin(&counter);
+            return None;
         }
         // The guard's drop takes the pin back.
-        Ok((!record.forgotten.load(Ordering::Relaxed) && still()).then_some(guard))
+        Some(PageGuard { bytes, pins: &record.pins, page: page.to_word() })
     }
 
     /// Pins the frame of a reference that came in a message: it is valid while its generation is.
     ///
     /// The home's incarnation is the one that is mapped: for whoever knows that there was no other
     /// since. Else see [`Self::pin_from`].
+    ///
+    /// # Errors
+    /// [`Error::Exhausted`] when this process pins the frame too often already.
     pub fn pin(&self, page: PageRef) -> Result<Option<PageGuard<'_>>> {
         match self.mapped(page.home) {
             Some(record) => self.pin_from(page, (page.home, record.segment.epoch())),
@@ -249,7 +255,27 @@ impl Region {
             return Ok(None);
         }
         let epoch = if page.home == who { epoch } else { record.segment.epoch() };
-        self.pin_if(page, epoch, || record.segment.generation(page.frame) == page.generation)
+        let same = || record.segment.generation(page.frame) == page.generation;
+        let guard = self.pin_if(page, epoch, same);
+        if guard.is_none() {
+            self.check_pinnable(page)?;
+        }
+        Ok(guard)
+    }
+
+    /// That the frame could be pinned once more, for who was refused.
+    fn check_pinnable(&self, page: PageRef) -> Result<()> {
+        let Some(record) = self.mapped(page.home) else { return Ok(()) };
+        if page.frame.0 as usize >= record.pins.len() {
+            return Ok(());
+        }
+        let counter = PinCounter { pins: &record.pins, frame: page.frame.0 as usize };
+        match hazard::count(&counter) {
+            pins if pins >= hazard::MAX_PINS_PER_FRAME => Err(Error::Exhausted(format!(
+                "{page:?}: pinned {pins} times by this process; drop some of its guards"
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// The bytes of a frame without a pin: only for whoever otherwise knows that it is not reused
@@ -373,13 +399,14 @@ impl Counter for PinCounter<'_> {
 pub struct PageGuard<'r> {
     bytes: RawSlice,
     pins: &'r Rw<AtomicU16>,
-    page: PageRef,
+    /// The reference, packed: it stays in one register.
+    page: u64,
 }
 
 impl PageGuard<'_> {
     /// Which page.
     pub fn page_ref(&self) -> PageRef {
-        self.page
+        PageRef::from_word(self.page).unwrap_or_else(|| unreachable!("made of a reference"))
     }
 
     /// Its bytes, valid while the guard lives.
@@ -392,7 +419,7 @@ impl PageGuard<'_> {
 impl Drop for PageGuard<'_> {
     #[inline(always)]
     fn drop(&mut self) {
-        hazard::unpin(&PinCounter { pins: self.pins, frame: self.page.frame.0 as usize });
+        hazard::unpin(&PinCounter { pins: self.pins, frame: PageRef::frame_of(self.page) });
     }
 }
 

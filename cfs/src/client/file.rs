@@ -85,18 +85,18 @@ impl File {
     /// beyond the file's end within its last page is zero. `None` beyond the last page.
     ///
     /// It pins memory, not a version: concurrent writes show through, as in any page cache.
-    #[inline]
+    #[inline(always)]
     pub fn read_ref(&self, page: u64) -> Result<Option<Page<'_>>> {
         self.read_ref_of(page, page + 1)
     }
 
     /// As [`Self::read_ref`], for one of the pages up to before `end` that will all be wanted: on a
     /// miss they are asked for together.
-    #[inline]
+    #[inline(always)]
     pub fn read_ref_of(&self, page: u64, end: u64) -> Result<Option<Page<'_>>> {
         let Some(key) = Key::new(self.ino, page) else { return Ok(None) };
         match self.pin_cached(key) {
-            Some(guard) => Ok(Some(Page::Shared(guard?))),
+            Some(guard) => Ok(Some(Page::Shared(guard))),
             None => self.fetch(key, page, end.saturating_sub(page)),
         }
     }
@@ -117,7 +117,7 @@ impl File {
             let last = (offset + len as u64).div_ceil(PAGE);
             let key = Key::new(self.ino, at / PAGE).ok_or(Error::NoSuchOffset)?;
             let page = match self.pin_cached(key) {
-                Some(guard) => Some(Page::Shared(guard?)),
+                Some(guard) => Some(Page::Shared(guard)),
                 None => self.fetch(key, at / PAGE, last - at / PAGE)?,
             };
             let Some(page) = page else { break };
@@ -128,14 +128,24 @@ impl File {
     }
 
     #[inline(always)]
-    fn pin_cached(&self, key: Key) -> Option<Result<PageGuard<'_>>> {
-        self.cached(|view| {
-            let index = view.pages.as_ref()?;
-            let found = index.find(key)?;
-            let still = || index.still(key, &found);
-            let pinned = self.client.region.pin_if(found.page, view.epoch, still);
-            pinned.map_err(Error::Cluster).transpose()
-        })
+    fn pin_cached(&self, key: Key) -> Option<PageGuard<'_>> {
+        if self.view.is_current(&self.client.region, self.client.object) {
+            return self.pin_in(&self.view, key);
+        }
+        self.pin_elsewhere(key)
+    }
+
+    #[inline(always)]
+    fn pin_in(&self, view: &View, key: Key) -> Option<PageGuard<'_>> {
+        let index = view.pages.as_ref()?;
+        let found = index.find(key)?;
+        self.client.region.pin_if(found.page, view.epoch, || index.still(key, &found))
+    }
+
+    /// Behind a change of owner.
+    #[cold]
+    fn pin_elsewhere(&self, key: Key) -> Option<PageGuard<'_>> {
+        self.client.cached(|view| self.pin_in(view, key))
     }
 
     /// As [`Client::cached`].
@@ -163,7 +173,7 @@ impl File {
                 return Ok(Some(Page::Shared(guard)));
             }
             if let Some(guard) = self.pin_cached(key) {
-                return Ok(Some(Page::Shared(guard?)));
+                return Ok(Some(Page::Shared(guard)));
             }
         }
         let answer = self.client.ask(kind::READ_COPY, self.ino, page, &[])?;

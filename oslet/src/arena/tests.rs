@@ -37,7 +37,7 @@ fn a_pinned_page_never_changes_under_its_reader() {
                 let word = link.load(Ordering::Acquire);
                 let Some(page) = PageRef::from_word(word) else { continue };
                 let still = || link.load(Ordering::SeqCst) == word;
-                if let Some(guard) = reader.pin_if(page, Epoch(1), still).unwrap() {
+                if let Some(guard) = reader.pin_if(page, Epoch(1), still) {
                     let first = guard.bytes().word(0).unwrap();
                     for at in (0..4096).step_by(512) {
                         assert_eq!(guard.bytes().word(at).unwrap(), first, "refilled while pinned");

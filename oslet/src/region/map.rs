@@ -405,6 +405,7 @@ impl RawSlice {
     }
 
     /// The bytes `[offset, offset + len)` of these, or `None` if they are not inside.
+    #[inline(always)]
     pub fn sub(&self, offset: usize, len: usize) -> Option<Self> {
         let end = offset.checked_add(len)?;
         if end > self.len {

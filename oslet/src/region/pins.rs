@@ -49,15 +49,21 @@ impl Pins {
 
     /// Pins one more frame of the home's incarnation that is mapped if `still` holds afterwards,
     /// as [`Region::pin_if`] does.
+    ///
+    /// # Errors
+    /// As of [`Region::pin`].
     pub fn add_if(&mut self, page: PageRef, still: impl FnOnce() -> bool) -> Result<bool> {
         let Some(home) = self.region.segment(page.home) else { return Ok(false) };
-        let guard = self.region.pin_if(page, home.epoch(), still)?;
+        let guard = self.region.pin_if(page, home.epoch(), still);
+        if guard.is_none() {
+            self.region.check_pinnable(page)?;
+        }
         Ok(Self::keep(&mut self.pinned, guard))
     }
 
     fn keep(pinned: &mut Vec<Pinned>, guard: Option<PageGuard<'_>>) -> bool {
         let Some(guard) = guard else { return false };
-        let (page, bytes, pins) = (guard.page, guard.bytes, NonNull::from(guard.pins));
+        let (page, bytes, pins) = (guard.page_ref(), guard.bytes, NonNull::from(guard.pins));
         pinned.push(Pinned { page, bytes, pins });
         // The pin is now the set's to take back.
         std::mem::forget(guard);
@@ -96,7 +102,7 @@ impl Drop for Pins {
             // SAFETY: the record that holds the counters lives as long as `self.region`.
             let pins = unsafe { pins.as_ref() };
             // The guard that was forgotten in `keep`, made again: its drop takes the pin back.
-            drop(PageGuard { bytes, pins, page });
+            drop(PageGuard { bytes, pins, page: page.to_word() });
         }
     }
 }

@@ -81,6 +81,7 @@ impl PeerSegment {
     }
 
     /// Data frames.
+    #[inline(always)]
     pub fn frames(&self) -> usize {
         self.frame_table.len()
     }
