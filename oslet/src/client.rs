@@ -14,7 +14,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, poll};
 
 use crate::control_socket::{Connection, Received};
 use crate::id::{Epoch, OsletId, ParticipantId};
@@ -27,6 +27,8 @@ use crate::{Error, Result};
 const JOIN_LIMIT: Duration = Duration::from_secs(30);
 /// How long the opening of a channel may take.
 const OPEN_LIMIT: Duration = Duration::from_secs(5);
+/// How soon a segment that is gone and still pinned is looked at again.
+const AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 /// Bytes of a client's segment for its half of one channel, twice: one may replace another.
 const CHANNEL_SPACE: usize = 2 * (96 << 10);
 
@@ -59,6 +61,8 @@ struct Shared {
     next_offer: AtomicU64,
     let_go: AtomicU64,
     lost: AtomicBool,
+    /// Segments to be given back as soon as nothing of them is pinned here.
+    gone: Mutex<Vec<(ParticipantId, Epoch)>>,
 }
 
 /// Joins as a native client of that OSlet, of the cluster whose runtime files are in `directory`.
@@ -101,6 +105,7 @@ pub fn join(directory: &Path, oslet: &str) -> Result<ClientHandle> {
         next_offer: AtomicU64::new(1),
         let_go: AtomicU64::new(0),
         lost: AtomicBool::new(false),
+        gone: Mutex::default(),
     });
     connection.send(&Message::Segment, vec![segment.into()])?;
     let end = Instant::now() + JOIN_LIMIT;
@@ -237,6 +242,11 @@ impl Shared {
             Message::Retract { who } => {
                 self.channels_of_gone(who).iter().for_each(|channel| channel.close());
             }
+            Message::Forget { who } => {
+                if let Some(gone) = who.participant().filter(|gone| *gone != self.who) {
+                    self.gone.lock().push((gone, who.epoch()));
+                }
+            }
             Message::LetGo { frames } => self.let_go.store(frames, Ordering::Relaxed),
             Message::Answer { number, answer } => {
                 if let Some(waiting) = self.offers.lock().remove(&number) {
@@ -259,6 +269,15 @@ impl Shared {
         self.channels.lock().values().filter(gone).cloned().collect()
     }
 
+    /// Gives back segments that are gone. Says whether some are still pinned.
+    fn bury(&self) -> bool {
+        let mut gone = self.gone.lock();
+        // One that cannot be given back costs memory until this process ends, and nothing else.
+        gone.retain(|&(who, epoch)| self.region.forget(who, epoch).is_ok_and(|done| !done));
+        let held = self.region.release_forgotten().unwrap_or(0);
+        held > 0 || !gone.is_empty()
+    }
+
     fn listen(&self, mut connection: Connection, bell: &OwnedFd) {
         loop {
             match connection.receive() {
@@ -271,7 +290,7 @@ impl Shared {
             }
             let mut fds =
                 [PollFd::new(&connection, PollFlags::IN), PollFd::new(bell, PollFlags::IN)];
-            match poll(&mut fds, None) {
+            match poll(&mut fds, self.bury().then_some(&AGAIN)) {
                 Ok(_) if fds[1].revents().is_empty() => {}
                 Err(rustix::io::Errno::INTR) => {}
                 _ => return,

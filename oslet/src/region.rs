@@ -168,6 +168,19 @@ impl Region {
         forgotten.into_iter().try_for_each(|record| self.give_back_one(record))
     }
 
+    /// Gives back the memory of segments that were replaced while their frames were pinned. Call it
+    /// now and then. Returns how many are pinned still.
+    pub fn release_forgotten(&self) -> Result<usize> {
+        let records = self.records.lock();
+        self.give_back(&records)?;
+        // SAFETY: as in `give_back`.
+        let records = records.iter().map(|record| unsafe { record.as_ref() });
+        let held = records.filter(|record| {
+            record.forgotten.load(Ordering::Relaxed) && !record.given_back.load(Ordering::Relaxed)
+        });
+        Ok(held.count())
+    }
+
     /// Gives a forgotten segment's memory back unless guards still use it: then a later call does.
     fn give_back_one(&self, record: &Mapped) -> Result<()> {
         if record.given_back.load(Ordering::Relaxed) || self.any_pinned(record) {

@@ -6,8 +6,10 @@
 
 mod clients;
 mod control;
+mod division;
 mod fencing;
 mod join;
+mod orphans;
 mod peers;
 mod quota;
 mod status;
@@ -40,6 +42,7 @@ use crate::wire::{Detail, Message};
 use crate::{Error, Result, limits};
 
 pub use control::FENCED;
+pub use division::least_segment;
 pub use status::ask;
 
 /// What a runtime is told by its launcher.
@@ -147,6 +150,8 @@ struct Shared {
     progress: Mutex<Progress>,
     changed: Condvar,
     channels: Mutex<HashMap<OsletId, Arc<Channel>>>,
+    /// One channel at a time is opened to each OSlet: the rings of a second would be lost.
+    opening: Vec<Mutex<()>>,
     offers: Mutex<HashMap<u64, mpsc::SyncSender<Option<ChannelAnswer>>>>,
     next_offer: AtomicU64,
 }
@@ -176,6 +181,8 @@ enum Command {
     Resources,
     Offer(OsletId, Epoch, Message),
     Release(u64),
+    /// Services have let go of that incarnation's frames.
+    Bury(OsletId, Epoch),
     Send(u64, Message),
     Launcher(crate::control_socket::Connection),
     Leave,
@@ -318,6 +325,7 @@ impl Handle {
     pub fn channel(&self, to: OsletId) -> Result<Arc<Channel>> {
         let shared = &self.0;
         let gone = || Error::Gone(shared.name(to).to_owned());
+        let _one = shared.opening.get(to.index()).ok_or_else(gone)?.lock();
         let member = shared.region.control().member(to)?;
         if to == shared.me || member.state != MemberState::Alive {
             return Err(gone());
@@ -343,7 +351,6 @@ impl Handle {
             ms: OPEN_LIMIT.as_millis() as u64,
         })?;
         let channel = pending.open(answer.ok_or_else(gone)?)?;
-        // Whoever opened another one meanwhile keeps that; this one serves from now on.
         shared.channels.lock().insert(to, Arc::clone(&channel));
         if shared.region.control().member(to)? != member {
             channel.close();

@@ -15,7 +15,7 @@ use crate::rpc::{ChannelAnswer, ChannelOffer};
 use crate::{Error, Result, limits};
 
 /// The version of these messages; both ends must have the same.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// A participant in one incarnation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
@@ -130,6 +130,17 @@ pub enum Message {
         who: Who,
         /// Its process, where the receiver may have to kill it.
         process: Option<Process>,
+    },
+    /// A dead runtime whose segment others still read: what it served has no owner since.
+    /// Descriptor: the segment, read-only.
+    Orphan {
+        /// Whose it was.
+        who: Who,
+    },
+    /// To a client: nothing leads to that dead runtime's frames any more.
+    Forget {
+        /// Whose.
+        who: Who,
     },
     /// The answer to [`Message::Announce`]: mapped.
     Announced {

@@ -8,6 +8,7 @@ use crate::config::{Config, Problems, show_size};
 use crate::error::{Error, Result};
 use crate::limits;
 use crate::region::{Backing, HUGE_PAGE};
+use crate::runtime::least_segment;
 use crate::topology::{HugePages, Topology};
 
 /// The region. Without a size in the configuration it takes a sixteenth of the free memory (half
@@ -79,6 +80,9 @@ pub(super) fn plan(config: &Config, topology: &Topology, problems: &mut Problems
     let huge = pool || wanted.huge.value;
     let page = if huge { HUGE_PAGE as u64 } else { limits::FRAME_SIZE as u64 };
     let oslets = config.oslets.len().max(1) as u64;
+    // Of huge pages, files in memory take whole ones too.
+    let least_each = least_segment(config.oslets.len(), &backing).next_multiple_of(page);
+    let least = oslets * least_each;
     let free = match pool {
         true => pool_pages(topology, |pool| pool.free).saturating_mul(HUGE_PAGE as u64),
         false => free_memory(topology),
@@ -86,12 +90,14 @@ pub(super) fn plan(config: &Config, topology: &Topology, problems: &mut Problems
     let size = match &wanted.size {
         Some(size) => size.value,
         None if pool => (free / 2).min(MOST_BY_DEFAULT),
-        None => (free / 16).max((oslets * FAIR_SEGMENT).min(free / 2)).min(MOST_BY_DEFAULT),
+        None => {
+            let fair = (free / 16).max((oslets * FAIR_SEGMENT).min(free / 2));
+            fair.min(MOST_BY_DEFAULT).max(least)
+        }
     };
     let segment = size / oslets / page * page;
     let line = wanted.size.as_ref().and_then(|size| size.line).or(wanted.backing.line);
     let source = if pool { "of free huge pages" } else { "of free memory" };
-    let least = oslets * limits::MIN_SEGMENT;
     let what = if wanted.size.is_some() {
         format!("region: size: {}", show_size(size))
     } else {
@@ -115,8 +121,8 @@ pub(super) fn plan(config: &Config, topology: &Topology, problems: &mut Problems
                 show_size(least),
             ),
         );
-    } else if segment < limits::MIN_SEGMENT {
-        let least = show_size(oslets * limits::MIN_SEGMENT.max(page));
+    } else if segment < least_each {
+        let least = show_size(least);
         problems.add(line, format!("{what} is too small for {oslets} OSlets; use {least} or more"));
     } else if size > free {
         let most = show_size(free);

@@ -50,7 +50,7 @@ fn the_region_follows_free_memory() {
     let message = region(100 << 10, "oslets = 64").unwrap_err();
     assert!(
         message.ends_with(
-            "region: 100.0 MiB of free memory is too little for 64 OSlets, which take 256.0 MiB at \
+            "region: 100.0 MiB of free memory is too little for 64 OSlets, which take 768.0 MiB at \
          least; free some memory or start fewer"
         ),
         "{message}"

@@ -30,7 +30,7 @@ pub struct Mapping {
     start: NonNull<u8>,
     len: usize,
     /// The addresses from which the file's were taken.
-    _reserved: MmapRaw,
+    reserved: MmapRaw,
     writable: bool,
     what: String,
 }
@@ -63,7 +63,7 @@ impl Mapping {
             .map_err(|e| failed()(e.into()))?;
         let start = NonNull::new(start)
             .ok_or_else(|| Error::Invalid(format!("{what}: mapped at address zero")))?;
-        Ok(Self { start, len, _reserved: reserved, writable, what: what.to_owned() })
+        Ok(Self { start, len, reserved, writable, what: what.to_owned() })
     }
 
     /// Bytes mapped.
@@ -113,13 +113,14 @@ impl Mapping {
     /// For orphans that nothing uses any more; a late reader gets zeros, never a signal.
     pub fn forget_contents(&self) -> Result<()> {
         debug_assert!(!self.writable, "only a peer's memory is forgotten");
-        // SAFETY: the range is exactly this mapping, which stays mapped (and is unmapped by its
+        // With the room around it: the kernel keeps neighbours that are alike as one.
+        // SAFETY: the range is exactly this reservation, which stays mapped (and is unmapped by its
         // owner's drop); replacing it by zero pages only changes what readers see, and readers of
         // a peer's memory assume nothing of it (R3).
         let mapped = unsafe {
             rustix::mm::mmap_anonymous(
-                self.start.as_ptr().cast(),
-                self.len,
+                self.reserved.as_mut_ptr().cast(),
+                self.reserved.len(),
                 ProtFlags::READ,
                 MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE,
             )

@@ -95,6 +95,13 @@ impl Parts {
     }
 }
 
+impl SegmentSpec {
+    /// Bytes that such a segment takes; `None` when no number says it.
+    pub(crate) fn bytes(&self, backing: &Backing) -> Option<usize> {
+        Parts::of(self, backing.page_size()).map(|parts| parts.len)
+    }
+}
+
 impl OwnSegment {
     /// Makes, reserves, maps and seals a segment.
     ///

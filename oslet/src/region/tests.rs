@@ -139,11 +139,33 @@ fn a_new_incarnation_replaces_the_old_one() {
     assert_eq!(b.pin_from(page, of_new).unwrap().unwrap().bytes().byte(0), Some(8));
     assert!(b.map(&old.own().reader().unwrap(), runtime(0), Epoch(1)).is_err());
     let at = *guard.bytes();
+    assert_eq!(b.release_forgotten().unwrap(), 1, "it is pinned");
+    assert_eq!(guard.bytes().byte(0), Some(7));
     drop(guard);
+    assert_eq!(b.release_forgotten().unwrap(), 0);
+    assert_eq!(at.byte(0), Some(0), "its memory is given back, its addresses stay");
     assert!(b.forget(runtime(0), Epoch(2)).unwrap());
     assert!(b.segment(runtime(0)).is_none());
     assert_eq!(at.byte(0), Some(0), "an orphan's memory is given back behind its last guard");
     assert!(b.pin(page).unwrap().is_none());
+}
+
+#[test]
+fn incarnations_without_end_need_no_more_room() {
+    let control = ControlPage::create(&Backing::Memfd, "rounds", 2).unwrap();
+    let b = join(&control, runtime(1), 1, 1);
+    for epoch in 1..200 {
+        let a = join(&control, runtime(0), epoch, 512);
+        b.map(&a.own().reader().unwrap(), runtime(0), Epoch(epoch)).unwrap();
+        // Every other one is replaced while it is pinned.
+        let page = a.own().claim().unwrap().publish();
+        let guard = b.pin(page).unwrap().filter(|_| epoch % 2 == 1);
+        let next = join(&control, runtime(0), epoch + 1000, 512);
+        b.map(&next.own().reader().unwrap(), runtime(0), Epoch(epoch + 1000)).unwrap();
+        drop(guard);
+        assert!(b.forget(runtime(0), Epoch(epoch + 1000)).unwrap());
+        assert_eq!(b.release_forgotten().unwrap(), 0);
+    }
 }
 
 #[test]

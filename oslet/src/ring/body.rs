@@ -11,7 +11,7 @@ use crate::sync::{AtomicU64, Ordering};
 use crate::{Error, Result, limits};
 
 /// Bytes of the producer's half: words, then bodies.
-const PRODUCER_LEN: usize =
+pub(crate) const PRODUCER_LEN: usize =
     layout::producer_words(limits::RING_CAPACITY) * 8 + limits::RING_BODY_BYTES;
 const BODY_OFFSET: usize = layout::producer_words(limits::RING_CAPACITY) * 8;
 const BODY_ALIGN: usize = 16;

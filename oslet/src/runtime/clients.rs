@@ -173,6 +173,7 @@ impl Control {
         if let Some(link) = link {
             let announce = Message::Announce { who: shared.who(), process: None };
             self.send(link, &announce, vec![own.into()]);
+            self.pass_orphans(link, |who| Message::Announce { who, process: None });
         }
         shared.tell(Task::Event(Event::ClientJoined(who, epoch)));
         for index in 0..self.peers.len() {
@@ -389,9 +390,13 @@ impl Control {
     /// Requests to that runtime will not be answered any more.
     pub(super) fn tell_clients_gone(&mut self, oslet: OsletId, epoch: Epoch) {
         let who = Who::new(ParticipantId::runtime(oslet), epoch);
+        self.tell_clients(&Message::Retract { who });
+    }
+
+    pub(super) fn tell_clients(&mut self, message: &Message) {
         let links: Vec<u64> = self.guests.by_slot.values().filter_map(|guest| guest.link).collect();
         for link in links {
-            self.send(link, &Message::Retract { who }, Vec::new());
+            self.send(link, message, Vec::new());
         }
     }
 

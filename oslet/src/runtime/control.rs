@@ -7,6 +7,7 @@ use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 
 use super::clients::Guests;
 use super::fencing;
+use super::orphans::Orphan;
 use super::peers::Peer;
 use super::quota::Quotas;
 use super::*;
@@ -69,6 +70,7 @@ pub(super) struct Control {
     fences: HashMap<OsletId, Epoch>,
     pub(super) guests: Guests,
     pub(super) quotas: Quotas,
+    pub(super) orphans: Vec<Orphan>,
     leaving: bool,
 }
 
@@ -92,6 +94,7 @@ impl Control {
             fences: HashMap::new(),
             guests: Guests::default(),
             quotas: Quotas::default(),
+            orphans: Vec::new(),
             leaving: false,
             shared,
         };
@@ -153,6 +156,7 @@ impl Control {
                 self.connect_missing();
                 self.drop_silent();
                 self.mind_pins();
+                self.bury();
             }
         }
         self.tell_peers(&Message::Changed);
@@ -354,6 +358,7 @@ impl Control {
                     self.greeted(token, received);
                 }
             }
+            Command::Bury(oslet, epoch) => self.may_bury(oslet, epoch),
             Command::Send(token, message) => self.send(token, &message, Vec::new()),
             Command::Launcher(connection) => {
                 if let Err(error) = self.add_link(connection, Role::Launcher) {
@@ -399,6 +404,7 @@ impl Control {
             }
             let participant = ParticipantId::runtime(oslet);
             let mapped = shared.region.segment(participant).map(|segment| segment.epoch());
+            self.adopt(oslet, now, mapped);
             for event in self.table.observe(oslet, now, mapped) {
                 match event {
                     Event::Fencing(oslet, epoch) => {
@@ -408,7 +414,6 @@ impl Control {
                     Event::Dead(oslet, epoch) | Event::Left(oslet, epoch) => {
                         shared.end_channels(oslet, epoch);
                         self.tell_clients_gone(oslet, epoch);
-                        shared.region.end_pins(ParticipantId::runtime(oslet), epoch);
                         self.forget_peer(oslet, epoch);
                     }
                     _ => {}

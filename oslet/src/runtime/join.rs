@@ -9,6 +9,7 @@ use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
 use super::control::Control;
+use super::division::divide;
 use super::*;
 use crate::control_socket::Listener;
 use crate::member::fence::Kit;
@@ -173,13 +174,14 @@ fn make_shared(
     process: ProcessId,
 ) -> Result<Arc<Shared>> {
     let paging = Paging { huge: spec.huge, prefault: spec.prefault };
-    let (frames, space) = divide_segment(spec.segment, control.oslets(), &spec.backing);
+    let (frames, space) = divide(spec.segment, control.oslets(), &spec.backing)?;
     let participant = ParticipantId::runtime(me);
     let segment = SegmentSpec { participant, epoch, frames, space, paging };
     let own = OwnSegment::create(&spec.backing, control.cluster(), &segment)?;
     let region = Region::new(control, own, paging)?;
     let arena = Arena::new(&region);
     let inbox = Inbox::new()?;
+    let opening = spec.names.iter().map(|_| Mutex::default()).collect();
     let shared = Arc::new_cyclic(|weak: &Weak<Shared>| Shared {
         server: Mutex::new(Some(rpc::Server::new(&region, Arc::new(Dispatch(weak.clone()))))),
         spec,
@@ -195,30 +197,12 @@ fn make_shared(
         progress: Mutex::default(),
         changed: Condvar::new(),
         channels: Mutex::default(),
+        opening,
         offers: Mutex::default(),
         next_offer: AtomicU64::new(1),
     });
     shared.record(&Resources::default()).write(&shared.own_directory())?;
     Ok(shared)
-}
-
-/// Frames and bytes of table space of a segment of about that many bytes: pin counters for every
-/// peer's frames, rings, and indexes over the own ones.
-fn divide_segment(bytes: u64, oslets: usize, backing: &Backing) -> (usize, usize) {
-    const RINGS: u64 = 32 << 10;
-    const TABLES: u64 = 1 << 20;
-    const CLIENT_RINGS: u64 = 15 * (80 << 10);
-    const INDEX_PER_FRAME: u64 = 64;
-    let oslets = oslets as u64;
-    let align = (backing.page_size() as u64).max(if bytes >= 16 << 20 { 2 << 20 } else { 4096 });
-    // Replies to native clients.
-    let clients = (bytes / 32).min(oslets * CLIENT_RINGS);
-    let tables = TABLES + oslets * RINGS + clients;
-    let fixed = tables + 64 * 1024 + align;
-    let per_frame_space = 2 * oslets + INDEX_PER_FRAME;
-    let frames = bytes.saturating_sub(fixed) / (limits::FRAME_SIZE as u64 + 8 + per_frame_space);
-    let frames = frames.clamp(16, limits::MAX_FRAMES as u64);
-    ((frames) as usize, (tables + frames * per_frame_space) as usize)
 }
 
 fn start_threads(shared: &Arc<Shared>, listener: Listener) -> Result<Vec<JoinHandle<()>>> {

@@ -209,6 +209,7 @@ impl Control {
             self.greet(token);
         }
         self.send_resources(token);
+        self.pass_orphans(token, |who| Message::Orphan { who });
         self.send(token, &Message::Mapped, Vec::new());
         Ok(())
     }
@@ -253,6 +254,11 @@ impl Control {
                 self.look()
             }
             Message::Changed => self.look(),
+            Message::Orphan { who } => {
+                let [segment] = <[OwnedFd; 1]>::try_from(received.descriptors)
+                    .map_err(|_| corrupt("an orphan with other than one descriptor"))?;
+                self.take_orphan(who, File::from(segment))
+            }
             Message::Resources { fuse, kill, files } => {
                 let many = fuse.len() > limits::MAX_FUSE_CONNECTIONS;
                 let count = files as usize + usize::from(kill);

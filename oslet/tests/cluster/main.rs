@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod orphans;
 mod parts;
 mod pins;
 mod running;
@@ -31,14 +32,14 @@ fn members_join_and_leave_and_nothing_remains() {
     assert_eq!(status.members, [(1, ALIVE); 3]);
     assert!(status.frames[0] > 500, "{status:?}");
     // A second cluster of that name is refused.
-    let refused = Cluster::create(spec(&running.directory, 2, false)).unwrap_err().to_string();
+    let refused = Cluster::create(spec(&running.directory, 2)).unwrap_err().to_string();
     assert!(refused.contains("runs already (launched by process"), "{refused}");
     running.stop();
 }
 
 #[test]
 fn one_that_is_killed_is_fenced_and_rejoins() {
-    let running = Running::start(3, &[(RESTART, "1")]);
+    let running = Running::start(3, &[(RESTART, "0 1 2")]);
     for (round, victim) in [0, 2, 1].into_iter().enumerate() {
         let epoch = running.ask(victim).unwrap().who.epoch;
         running.kill(victim, libc::SIGKILL);
@@ -76,7 +77,7 @@ fn the_launcher_s_death_harms_nobody() {
     running.launcher.kill().unwrap();
     running.launcher.wait().unwrap();
     running.until("both go on", |states| states == [(1, ALIVE); 2]);
-    let refused = Cluster::create(spec(&running.directory, 2, false)).unwrap_err().to_string();
+    let refused = Cluster::create(spec(&running.directory, 2)).unwrap_err().to_string();
     assert!(refused.contains("runs already"), "{refused}");
     running.stop();
 }
@@ -92,7 +93,7 @@ fn what_a_killed_cluster_has_left_is_cleaned_up() {
     }
     assert!(processes.iter().all(|process| process.wait(PATIENCE)));
     assert!(running.directory.join("o0/control.sock").exists());
-    let cluster = Cluster::create(spec(&running.directory, 2, false)).unwrap();
+    let cluster = Cluster::create(spec(&running.directory, 2)).unwrap();
     assert!(!running.directory.join("o0").exists());
     drop(cluster);
     let name = running.directory.file_name().unwrap().to_str().unwrap().to_owned();

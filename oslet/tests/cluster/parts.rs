@@ -9,7 +9,7 @@ use std::time::Duration;
 use oslet::client;
 use oslet::id::{Epoch, FrameNo, Generation, OsletId, PageRef, ParticipantId};
 use oslet::member::Event;
-use oslet::region::{OwnSegment, Pins, Region};
+use oslet::region::{OwnSegment, Ownership, Pins, Region};
 use oslet::rpc::{Replier, Request};
 use oslet::runtime::{Handle, Runtime, Service, ServiceError};
 use oslet::wire::Detail;
@@ -23,6 +23,10 @@ pub(crate) const OSLET: &str = "OSLET_TEST_OSLET";
 /// Files beside the cluster's directory that tell processes to go on.
 pub(crate) const RETIRE: &str = "retire";
 pub(crate) const SCRIBBLE: &str = "scribble";
+pub(crate) const LET_GO: &str = "let-go";
+pub(crate) const TAKE_OVER: &str = "take-over";
+/// An object that OSlet 1, and then OSlet 0, owns.
+const OBJECT: usize = 5;
 
 /// A way to misbehave.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -31,6 +35,10 @@ enum Bad {
     Stubborn,
     /// Lets go when it is asked to.
     Polite,
+    /// Lets go when the test says so.
+    Keeper,
+    /// Pins nothing.
+    None,
     /// Pins, and when told fills its own segment with noise: all of it, its pin directory, or its
     /// entry for OSlet 0.
     Scribbler(&'static str),
@@ -41,6 +49,8 @@ impl Bad {
         match word {
             "stubborn" => Some(Self::Stubborn),
             "polite" => Some(Self::Polite),
+            "keeper" => Some(Self::Keeper),
+            "none" => Some(Self::None),
             "all" => Some(Self::Scribbler("all")),
             "pins" => Some(Self::Scribbler("pins")),
             "entry" => Some(Self::Scribbler("entry")),
@@ -65,10 +75,21 @@ pub(crate) fn start(runtime: &Runtime) {
     let handle = runtime.handle();
     let beside = handle.spec().directory.parent().unwrap().to_owned();
     match handle.oslet().index() {
-        0 => publish(handle, beside),
+        0 => {
+            publish(handle, beside.clone());
+            let handle = handle.clone();
+            std::thread::spawn(move || {
+                await_file(&beside.join(TAKE_OVER));
+                own(&handle);
+            });
+        }
+        1 if word == "owner" => {
+            own(handle);
+            std::fs::write(beside.join("owned"), "").unwrap();
+        }
         1 if handle.epoch() == Epoch(1) => {
             let Some(bad) = Bad::of(&word) else { return };
-            let kept = Mutex::default();
+            let kept = Arc::default();
             runtime.add_service(Arc::new(Hoarder { handle: handle.clone(), bad, kept, beside }));
         }
         _ => {}
@@ -84,6 +105,15 @@ fn publish(handle: &Handle, beside: PathBuf) {
         await_file(&beside.join(RETIRE));
         arena.retire(&pages);
     });
+}
+
+/// Makes this OSlet the owner of the object.
+fn own(handle: &Handle) {
+    let control = handle.region().control();
+    let before = control.owner(OBJECT).unwrap();
+    let owner = Some((handle.oslet(), handle.epoch()));
+    let now = Ownership { owner, ..Ownership::default() };
+    control.change_owner(OBJECT, before, now).unwrap().unwrap();
 }
 
 /// Pins every frame of the home that is still in its first generation.
@@ -102,7 +132,7 @@ fn hoard(region: &Arc<Region>) -> Pins {
 struct Hoarder {
     handle: Handle,
     bad: Bad,
-    kept: Mutex<Option<Pins>>,
+    kept: Arc<Mutex<Option<Pins>>>,
     beside: PathBuf,
 }
 
@@ -133,6 +163,13 @@ impl Service for Hoarder {
             Event::Joined(oslet, _) if oslet == home().oslet => {
                 *self.kept.lock().unwrap() = Some(hoard(self.handle.region()));
                 std::fs::write(self.beside.join("pinned"), "").unwrap();
+                if self.bad == Bad::Keeper {
+                    let (kept, told) = (Arc::clone(&self.kept), self.beside.join(LET_GO));
+                    std::thread::spawn(move || {
+                        await_file(&told);
+                        kept.lock().unwrap().take();
+                    });
+                }
                 if let Bad::Scribbler(where_to) = self.bad {
                     let own = Arc::clone(self.handle.region().own());
                     let told = self.beside.join(SCRIBBLE);
@@ -175,7 +212,7 @@ pub(crate) fn client_process() {
     let directory = PathBuf::from(std::env::var_os(DIRECTORY).unwrap());
     let bad = Bad::of(&std::env::var(PART).unwrap()).unwrap();
     let client = client::join(&directory, &std::env::var(OSLET).unwrap()).unwrap();
-    let mut pins = Some(hoard(client.region()));
+    let mut pins = (bad != Bad::None).then(|| hoard(client.region()));
     println!("pinned {}", pins.as_ref().map_or(0, Pins::len));
     if let Bad::Scribbler(where_to) = bad {
         await_file(&directory.parent().unwrap().join(SCRIBBLE));

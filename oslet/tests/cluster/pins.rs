@@ -12,13 +12,13 @@ use crate::running::{ALIVE, DIRECTORY, PATIENCE, RESTART, Running, arguments};
 /// How long a hoarder is asked before it is ended, at least.
 const ASKED: Duration = Duration::from_millis(1900);
 
-struct Client {
-    child: Child,
+pub(crate) struct Client {
+    pub(crate) child: Child,
     lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
 }
 
 impl Client {
-    fn start(running: &Running, oslet: &str, part: &str) -> Self {
+    pub(crate) fn start(running: &Running, oslet: &str, part: &str) -> Self {
         let mut child = Command::new("/usr/bin/env")
             .args(arguments("client"))
             .env(DIRECTORY, &running.directory)
@@ -32,6 +32,11 @@ impl Client {
         let mut client = Self { child, lines };
         client.await_line("pinned");
         client
+    }
+
+    /// One that pins nothing.
+    pub(crate) fn join(running: &Running, oslet: &str) -> Self {
+        Self::start(running, oslet, "none")
     }
 
     fn await_line(&mut self, start: &str) {

@@ -55,13 +55,17 @@ pub(crate) fn runtime_process() {
 pub(crate) fn launcher_process() {
     let directory = PathBuf::from(std::env::var_os(DIRECTORY).unwrap());
     let count: usize = std::env::var(COUNT).unwrap().parse().unwrap();
-    let restart = std::env::var_os(RESTART).is_some();
-    let mut cluster = Cluster::create(spec(&directory, count, restart)).unwrap();
+    // The places of those that are started again.
+    let restart = std::env::var(RESTART).unwrap_or_default();
+    let restart: Vec<usize> = restart.split_whitespace().map(|n| n.parse().unwrap()).collect();
+    let mut spec = spec(&directory, count);
+    spec.restart = (0..count).map(|oslet| restart.contains(&oslet)).collect();
+    let mut cluster = Cluster::create(spec).unwrap();
     cluster.run(|report| println!("{report:?}")).unwrap();
     std::process::exit(0);
 }
 
-pub(crate) fn spec(directory: &Path, count: usize, restart: bool) -> ClusterSpec {
+pub(crate) fn spec(directory: &Path, count: usize) -> ClusterSpec {
     let name = directory.file_name().unwrap().to_str().unwrap().to_owned();
     ClusterSpec {
         name,
@@ -71,13 +75,13 @@ pub(crate) fn spec(directory: &Path, count: usize, restart: bool) -> ClusterSpec
             oslet: 0,
             names: (0..count).map(|index| format!("o{index}")).collect(),
             backing: Backing::Memfd,
-            segment: 4 << 20,
+            segment: runtime::least_segment(count, &Backing::Memfd),
             huge: false,
             prefault: false,
             timing: Timing::default(),
             io_limit_ms: 300,
         },
-        restart: vec![restart; count],
+        restart: vec![false; count],
         program: ("/usr/bin/env".into(), arguments("runtime")),
     }
 }
