@@ -85,7 +85,7 @@ fn sixty_four_oslets_read_one_volume() -> Result<()> {
     let down = start.elapsed();
     cluster.assert_gone(&connections)?;
     println!(
-        "ran: 64 OSlets: up in {up:?}, all read in {all:?}, owner back in {back:?}, down in {down:?}"
+        "ran: 64 OSlets: up {up:?}, all have read {all:?}, owner back {back:?}, down {down:?}"
     );
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! Segments of runtimes that are gone. What the last owner of a volume has published stays readable
-//! until somebody owns the volume again; joiners and new clients get such segments too. A segment to
-//! which nothing leads any more is given back, by each process as soon as it pins none of its frames.
+//! until somebody owns the volume again; joiners and new clients get such segments too. A segment
+//! to which nothing leads any more is given back, by each process as soon as it pins none of its
+//! frames.
 
 use std::fs::File;
 
