@@ -16,7 +16,7 @@ use tests::fsdiff::Image;
 use tests::kernel::{self, LoopMount};
 
 /// Configurations, and what the message says.
-const CONFIGURATIONS: [(&str, &str); 12] = [
+const CONFIGURATIONS: [(&str, &str); 17] = [
     ("colour = 1\n", "bad.toml:1: unknown key \"colour\""),
     ("\n[[oslet]]\nname = \"o0\"\nfoo = 1\n", "bad.toml:4: "),
     ("oslets = 3\n[[oslet]]\n[[oslet]]\n", "bad.toml:1: oslets = 3, but there are 2"),
@@ -28,6 +28,17 @@ const CONFIGURATIONS: [(&str, &str); 12] = [
     ("[region]\nsize = \"9000G\"\n", " TiB is more than the"),
     ("[region]\nsize = \"lots\"\n", "bad.toml:2: "),
     ("[region]\nbacking = \"/no/such/place/x\"\n", "/no/such/place"),
+    ("[region]\nbacking = \"shm\"\n", "bad.toml:2: region: backing = \"shm\" is not known"),
+    ("oslets = 65\n", "bad.toml:1: oslets = 65: use 1 to 64"),
+    ("oslets = 2\noslets = 3\n", "bad.toml:2: duplicate key"),
+    (
+        "[[device]]\nname = \"r\"\nram = \"64M\"\n[[volume]]\nname = \"v\"\ndevice = \"r\"\n",
+        "bad.toml:6: volume \"v\": device \"r\" is a RAM disk",
+    ),
+    (
+        "[[device]]\nname = \"d\"\npath = \"x\"\n[[device]]\nname = \"e\"\npath = \"x\"\n",
+        "bad.toml:6: device \"e\": ",
+    ),
     (
         "[[device]]\nname = \"hda\"\npath = \"x\"\nowner = \"o7\"\n",
         "bad.toml:4: device \"hda\": owner \"o7\"",
@@ -185,6 +196,86 @@ fn what_is_in_use_is_refused() -> Result<()> {
     }
     is_free(&image)?;
     kernel::assert_clean(&image)
+}
+
+#[test]
+fn block_devices_that_the_kernel_uses_are_refused() -> Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    let cluster = Cluster::new()?;
+    let image = cluster.path("disk.img");
+    Image::make(&image, 32, "-t ext4", None)?;
+    fs::create_dir(cluster.path("here"))?;
+    let mount = LoopMount::new(&image, &cluster.path("mounted"), "")?;
+    let device = format!("/dev/{}", mount.device());
+    let place = mount.dir().to_string_lossy().into_owned();
+    for arguments in [&["up", "-d", "--image", &device][..], &["mount", &device, "here"]] {
+        let output = cluster.output(arguments)?;
+        let text = said(&output);
+        // The test's own mount is still there: what is left is looked at afterwards.
+        ensure!(output.status.code() == Some(2), "{text}");
+        ensure!(text.contains(&format!("{device}: mounted on {place}")), "{text}");
+    }
+    mount.unmount()?;
+    cluster.assert_gone(&[])?;
+    let device = kernel::run("losetup", &["--find", "--show", kernel::arg(&image)])?;
+    let device = device.trim();
+    let checked = (|| {
+        // The file has the device for a user; the device itself is free.
+        let output = cluster.output(&["up", "-d", "--image", "disk.img"])?;
+        let text = said(&output);
+        ensure!(output.status.code() == Some(2), "{text}");
+        ensure!(text.contains(&format!("disk.img: in use by the kernel as {device}")), "{text}");
+        cluster.ok(&["up", "-d", "--image", device])?;
+        let second = Cluster::new()?;
+        let output = second.output(&["up", "-d", "--image", device])?;
+        refused(&second, &output, &[device, "in use by process"])?;
+        cluster.ok(&["run", "o1", "--", "ls", "/global/lost+found"])?;
+        cluster.ok(&["down"]).map(drop)
+    })();
+    kernel::run("losetup", &["-d", device])?;
+    checked?;
+    cluster.assert_gone(&[])
+}
+
+#[test]
+fn an_image_that_another_machine_uses_is_refused() -> Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    let (first, second) = (Cluster::new()?, Cluster::new()?);
+    let (image, copy) = (first.path("disk.img"), second.path("disk.img"));
+    Image::make(&image, 32, "-t ext4 -b 4096 -O mmp -E mmp_update_interval=1", None)?;
+    first.ok(&["up", "-d", "--image", "disk.img"])?;
+    // The same disk by another way, as another machine has it: whatever the first cluster writes to
+    // the block of multi-mount protection is there too.
+    fs::copy(&image, &copy)?;
+    let text = kernel::run("debugfs", &["-c", "-R", "dump_mmp", kernel::arg(&copy)])?;
+    let block = text.lines().find_map(|line| line.strip_prefix("block_number: "));
+    let block: u64 = block.context("no block_number")?.trim().parse()?;
+    let (from, to) = (File::open(&image)?, File::options().write(true).open(&copy)?);
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let output = std::thread::scope(|scope| {
+        let mirror = scope.spawn(|| -> std::io::Result<()> {
+            let mut bytes = [0; 4096];
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                from.read_exact_at(&mut bytes, block * 4096)?;
+                to.write_all_at(&bytes, block * 4096)?;
+                std::thread::sleep(std::time::Duration::from_millis(50));
+            }
+            Ok(())
+        });
+        let output = second.output(&["up", "-d", "--image", "disk.img"]);
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        mirror.join().map_err(|_| anyhow::anyhow!("the mirror has panicked"))??;
+        output
+    })?;
+    let who = format!("oslet {}", first.name());
+    refused(&second, &output, &["disk.img: mmp: ", &who])?;
+    is_free(&copy)?;
+    first.ok(&["down"])?;
+    first.assert_gone(&[])
 }
 
 #[test]

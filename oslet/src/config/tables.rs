@@ -472,6 +472,12 @@ fn volumes(
                     format!("device \"{name}\" is no device here ({known})"),
                 );
             }
+            let of = devices.iter().find(|known| known.name.value == device.value);
+            if of.is_some_and(|of| matches!(of.source, Source::Ram { .. })) {
+                let what = "is a RAM disk, which holds no filesystem in this version";
+                let name = shorten(&device.value);
+                section.problem(problems, device.line, format!("device \"{name}\" {what}"));
+            }
         }
         if let (Some(name), Some(device)) = (name, device) {
             for (other, lines) in &volumes {

@@ -80,12 +80,15 @@ standby = ["left"]
 [[device]]
 name = "ram0"
 ram = "256M"
+[[device]]
+name = "hdb"
+path = "/dev/sdz"
 [[volume]]
 name = "root"
 device = "hda"
 [[volume]]
 name = "v_2"
-device = "ram0"
+device = "hdb"
 mount = "/data/two"
 "#;
     let overrides = Overrides::default();

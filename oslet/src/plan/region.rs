@@ -104,12 +104,9 @@ pub(super) fn plan(config: &Config, topology: &Topology, problems: &mut Problems
         format!("region: {} {source}", show_size(free))
     };
     if free < least {
+        let wanted = wanted.size.as_ref().map_or(least, |size| size.value.max(least));
         let advice = match pool {
-            true => {
-                let missing = (least - free).div_ceil(HUGE_PAGE as u64);
-                let pages = pool_pages(topology, |pool| pool.total).saturating_add(missing);
-                format!("reserve them: sysctl vm.nr_hugepages={pages}")
-            }
+            true => more_pages(topology, wanted, free),
             false => "free some memory or start fewer".into(),
         };
         problems.add(
@@ -125,8 +122,12 @@ pub(super) fn plan(config: &Config, topology: &Topology, problems: &mut Problems
         let least = show_size(least);
         problems.add(line, format!("{what} is too small for {oslets} OSlets; use {least} or more"));
     } else if size > free {
-        let most = show_size(free);
-        problems.add(line, format!("{what} is more than the {most} {source}; use less"));
+        let (most, page) = (show_size(free), HUGE_PAGE as u64);
+        let more = match pool {
+            true => format!(", or {}", more_pages(topology, size.div_ceil(page) * page, free)),
+            false => String::new(),
+        };
+        problems.add(line, format!("{what} is more than the {most} {source}; use less{more}"));
     } else if segment > MAX_SEGMENT {
         let most = show_size(oslets * MAX_SEGMENT);
         problems.add(line, format!("{what} is too large for {oslets} OSlets; use {most} or less"));
@@ -145,6 +146,13 @@ fn free_memory(topology: &Topology) -> u64 {
     }
     let nodes = with_memory().filter(|node| allowed(node.id));
     topology.memory.usable().min(nodes.map(|node| node.total).fold(0, u64::saturating_add))
+}
+
+/// How to have so many bytes of huge pages free.
+fn more_pages(topology: &Topology, wanted: u64, free: u64) -> String {
+    let missing = wanted.saturating_sub(free).div_ceil(HUGE_PAGE as u64);
+    let pages = pool_pages(topology, |pool| pool.total).saturating_add(missing);
+    format!("reserve them: sysctl vm.nr_hugepages={pages}")
 }
 
 /// Sums a number over the pools of the pages that segments are made of.
