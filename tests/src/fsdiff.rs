@@ -1,8 +1,9 @@
-//! Two views of one filesystem, compared: every name, attribute, byte and hole.
+//! Views of one filesystem, compared: every name, attribute, byte and hole.
 //!
-//! A view is the kernel's (a mounted directory, whoever serves the mount) or the engine's. Both
-//! are walked by the same code into listings, and listings are compared.
+//! A view is the kernel's (a mounted directory, whoever serves the mount), the engine's or a
+//! client's. All are walked by the same code into listings, and listings are compared.
 
+pub mod client;
 pub mod compare;
 pub mod engine;
 pub mod host;
@@ -10,6 +11,7 @@ pub mod image;
 pub mod listing;
 pub mod populate;
 
+pub use client::ClientView;
 pub use engine::{EngineView, ImageFile};
 pub use host::HostView;
 pub use image::{Image, LoopMount, Scratch, is_root};

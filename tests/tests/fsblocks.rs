@@ -5,7 +5,7 @@
 
 use anyhow::{Context, Result};
 use tests::fsdiff::populate::{Plan, populate};
-use tests::fsdiff::{EngineView, Field, HostView, Image, Listing, Scratch, is_root};
+use tests::fsdiff::{ClientView, EngineView, Field, HostView, Image, Listing, Scratch, is_root};
 
 #[test]
 fn blocks_over_a_page() -> Result<()> {
@@ -31,6 +31,13 @@ fn blocks_over_a_page() -> Result<()> {
             let ours = listing(&engine).context(case.clone())?;
             if let Some(difference) = theirs.difference(&ours) {
                 anyhow::bail!("{case}: the source's view and ours: {difference}");
+            }
+            let client = ClientView::open(&path).context(case.clone())?;
+            for time in ["first", "second"] {
+                let found = listing(&client).with_context(|| format!("{case}: {time}"))?;
+                if let Some(difference) = theirs.difference(&found) {
+                    anyhow::bail!("{case}: the source's view and a client's {time}: {difference}");
+                }
             }
             println!("{case}: {} objects equal", ours.entries.len());
             std::fs::remove_file(&path)?;

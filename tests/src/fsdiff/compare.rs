@@ -1,10 +1,12 @@
-//! An image as the kernel and as the engine see it.
+//! An image as the kernel, the engine and a client see it.
+
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{EngineView, HostView, Image, Listing, Scratch, View};
+use super::{ClientView, EngineView, HostView, Image, Listing, Scratch, View, VolumeInfo};
 
-/// Compares what the kernel and the engine see, and says how many objects that is.
+/// Compares what the kernel, the engine and a client see, and says how many objects that is.
 pub fn compare(scratch: &Scratch, image: &Image) -> Result<usize> {
     let mount = image.mount(&scratch.path("mount"), "ro")?;
     let host = HostView::new(mount.path());
@@ -19,7 +21,24 @@ pub fn compare(scratch: &Scratch, image: &Image) -> Result<usize> {
     let our_volume = engine.volume()?;
     ensure!(their_volume == our_volume, "statfs: {their_volume:?}, ours {our_volume:?}");
     no_other_names(&engine)?;
+    same_to_a_client(&image.path, &theirs, &their_volume)?;
     Ok(ours.entries.len())
+}
+
+/// Compares a listing with what a client sees: at first, and with `OSLET_FULL` when much is
+/// published.
+pub fn same_to_a_client(image: &Path, theirs: &Listing, volume: &VolumeInfo) -> Result<()> {
+    let client = ClientView::open(image)?;
+    let full = std::env::var_os("OSLET_FULL").is_some();
+    for time in &["first", "second"][..if full { 2 } else { 1 }] {
+        let found = Listing::of(&client).with_context(|| format!("a client's {time} view"))?;
+        if let Some(difference) = theirs.difference(&found) {
+            anyhow::bail!("the kernel's view and a client's {time}: {difference}");
+        }
+    }
+    let found = client.volume()?;
+    ensure!(*volume == found, "statfs: {volume:?}, a client's {found:?}");
+    Ok(())
 }
 
 /// Names that are not there are not found either.

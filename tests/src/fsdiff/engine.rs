@@ -13,7 +13,7 @@ use cfs::Error;
 use cfs::disk::inode::{Inode, InodeFlags, Kind};
 use cfs::disk::time::Timestamp;
 use cfs::engine::store::BlockSource;
-use cfs::engine::{Options, Volume};
+use cfs::engine::{Attr, Options, StatFs, Volume};
 use cfs::id::Ino;
 
 use super::listing::{FileInfo, View, VolumeInfo};
@@ -78,29 +78,7 @@ impl View for EngineView {
     }
 
     fn info(&self, node: &Inode) -> Result<FileInfo> {
-        let attr = self.volume.attr(node);
-        let time = |time: Timestamp| (time.seconds, time.nanoseconds);
-        let compared = InodeFlags::COMPRESSED
-            | InodeFlags::IMMUTABLE
-            | InodeFlags::APPEND
-            | InodeFlags::NODUMP
-            | InodeFlags::ENCRYPTED;
-        Ok(FileInfo {
-            ino: attr.ino.0.into(),
-            mode: attr.mode.into(),
-            links: attr.links,
-            owner: (attr.uid, attr.gid),
-            device: attr.device,
-            size: attr.size,
-            blocks: attr.blocks,
-            block_size: attr.block_size,
-            atime: time(attr.atime),
-            mtime: time(attr.mtime),
-            ctime: time(attr.ctime),
-            btime: attr.crtime.map(time),
-            // The flags have the values of statx's attributes.
-            attributes: attr.flags.intersection(compared).bits().into(),
-        })
+        Ok(info_of(&self.volume.attr(node)))
     }
 
     fn names(&self, dir: &Inode) -> Result<Vec<(Vec<u8>, u64, u32)>> {
@@ -162,18 +140,49 @@ impl View for EngineView {
     }
 
     fn volume(&self) -> Result<VolumeInfo> {
-        let stat = self.volume.statfs();
-        Ok(VolumeInfo {
-            block_size: stat.block_size.into(),
-            blocks: [stat.blocks, stat.free, stat.available],
-            inodes: [stat.inodes, stat.free_inodes],
-            id: stat.id,
-            name_max: stat.name_max.into(),
-        })
+        Ok(volume_of(&self.volume.statfs()))
     }
 }
 
-fn mode_of(kind: Kind) -> u32 {
+/// What is compared of attributes.
+pub(super) fn info_of(attr: &Attr) -> FileInfo {
+    let time = |time: Timestamp| (time.seconds, time.nanoseconds);
+    let compared = InodeFlags::COMPRESSED
+        | InodeFlags::IMMUTABLE
+        | InodeFlags::APPEND
+        | InodeFlags::NODUMP
+        | InodeFlags::ENCRYPTED;
+    FileInfo {
+        ino: attr.ino.0.into(),
+        mode: attr.mode.into(),
+        links: attr.links,
+        owner: (attr.uid, attr.gid),
+        device: attr.device,
+        size: attr.size,
+        blocks: attr.blocks,
+        block_size: attr.block_size,
+        atime: time(attr.atime),
+        mtime: time(attr.mtime),
+        ctime: time(attr.ctime),
+        btime: attr.crtime.map(time),
+        // The flags have the values of statx's attributes.
+        attributes: attr.flags.intersection(compared).bits().into(),
+    }
+}
+
+/// What is compared of a volume.
+pub(super) fn volume_of(stat: &StatFs) -> VolumeInfo {
+    VolumeInfo {
+        block_size: stat.block_size.into(),
+        blocks: [stat.blocks, stat.free, stat.available],
+        inodes: [stat.inodes, stat.free_inodes],
+        id: stat.id,
+        name_max: stat.name_max.into(),
+    }
+}
+
+/// The type bits of a mode.
+pub(super) fn mode_of(kind: Kind) -> u32 {
     match kind {
         Kind::Fifo => 0o010_000,
         Kind::CharDevice => 0o020_000,

@@ -17,7 +17,7 @@ struct Recipe {
     more: &'static [&'static str],
 }
 
-const RECIPES: [Recipe; 11] = [
+const RECIPES: [Recipe; 13] = [
     volume("volume-0-ext2", "-t ext2 -b 1024 -I 128 -O ^resize_inode,^dir_index", "512k"),
     volume("volume-1-ext4", "-b 1024 -I 256 -O ^metadata_csum,^has_journal,^resize_inode", "512k"),
     volume("volume-2-csum", "-b 1024 -I 256 -O ^has_journal,^resize_inode,large_dir", "512k"),
@@ -60,6 +60,33 @@ const RECIPES: [Recipe; 11] = [
             "4m",
         )
     },
+    Recipe {
+        more: ORPHANS,
+        ..volume(
+            "journal-3-quota",
+            "-b 1024 -I 256 -J size=1 -O ^resize_inode,^metadata_csum,quota,project,ea_inode",
+            "4m",
+        )
+    },
+    Recipe {
+        more: ORPHANS,
+        ..volume(
+            "journal-4-clusters",
+            "-b 1024 -C 4096 -I 256 -J size=1 -O ^resize_inode,bigalloc,inline_data,ea_inode,quota",
+            "4m",
+        )
+    },
+];
+
+/// One file to be removed, and one to be cut: those that are first to be written.
+const ORPHANS: &[&str] = &[
+    "set_inode_field <12> links_count 0",
+    "set_inode_field <12> dtime @13",
+    "set_inode_field <13> size 13000",
+    "set_super_value last_orphan 12",
+    "jo",
+    "jw -b 900 BLOCKS",
+    "jc",
 ];
 
 const fn volume(name: &'static str, mke2fs: &'static str, size: &'static str) -> Recipe {
