@@ -9,6 +9,8 @@ mod inode_table;
 mod name_index;
 mod page_index;
 mod record;
+#[cfg(test)]
+mod version;
 
 pub use inode_table::InodeTable;
 pub use name_index::{Name, NameIndex};

@@ -230,11 +230,14 @@ impl Cgroup {
         let end = Instant::now() + limit;
         let mut result = Ok(());
         for group in &self.groups {
-            result = result.and(hierarchy::remove(&group.path, end));
+            result = result.and(hierarchy::remove(&group.path, OSLET_LEVELS, end));
         }
         result
     }
 }
+
+/// An OSlet's group is so many levels below the place where they are made: `oslet/CLUSTER/OSLET`.
+const OSLET_LEVELS: usize = 3;
 
 /// Kills all that is in the group that the descriptor was opened in. A group that is gone has
 /// nothing in it.
@@ -268,6 +271,19 @@ pub fn leftovers(hierarchies: &Hierarchies, cluster: &str) -> Result<Vec<(String
         }
     }
     Ok(found.into_iter().map(|(name, groups)| (name, Cgroup::from_groups(groups))).collect())
+}
+
+/// Removes the cluster's own groups once those of its OSlets are gone: whoever removed the last of
+/// them may have found these busy.
+///
+/// # Errors
+/// When one could not be removed within that time.
+pub fn remove_cluster(hierarchies: &Hierarchies, cluster: &str, limit: Duration) -> Result<()> {
+    let end = Instant::now() + limit;
+    let inner = relative(cluster, cluster)?;
+    let path = inner.parent().unwrap_or(Path::new(""));
+    let mut groups = hierarchies.all().map(|(_, place)| place.join(path));
+    groups.try_for_each(|group| hierarchy::remove(&group, OSLET_LEVELS - 1, end))
 }
 
 /// The CPUs first need nodes: a cpuset without memory takes no process.

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::process::Output;
 
 use anyhow::{Context, Result, ensure};
+use oslet::region::layout::LAYOUT_VERSION;
 use rustix::fs::FlockOperation;
 use tests::cluster::{Cluster, said};
 use tests::fsdiff::Image;
@@ -183,9 +184,12 @@ fn what_is_in_use_is_refused() -> Result<()> {
 
     // A region of another layout version, and a file that is none.
     let mut old = b"OSLETCTL".to_vec();
-    old.extend_from_slice(&[2, 0, 0, 0, 0, 16, 0, 0]);
+    let other = LAYOUT_VERSION + 1;
+    old.extend_from_slice(&other.to_ne_bytes());
+    old.extend_from_slice(&4096_u32.to_ne_bytes());
     old.resize(4096, 0);
-    for (contents, words) in [(old, "layout version 2"), (vec![7; 4096], "not a region file")] {
+    let words = format!("layout version {other}");
+    for (contents, words) in [(old, &words[..]), (vec![7; 4096], "not a region file")] {
         fs::write(&region, &contents)?;
         let output = first.output(&["up", "-d"])?;
         let checked = refused(&first, &output, &[&region, words]);

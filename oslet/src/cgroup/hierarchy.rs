@@ -190,8 +190,9 @@ fn make_once(place: &Path, name: &Path, prepare: Prepare) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Removes a group and those below it; then its parents up to `oslet`, unless others use them.
-pub(super) fn remove(path: &Path, end: Instant) -> Result<()> {
+/// Removes a group and those below it; then its parents, of `levels` with itself, unless others use
+/// them.
+pub(super) fn remove(path: &Path, levels: usize, end: Instant) -> Result<()> {
     loop {
         match remove_tree(path) {
             Ok(()) => break,
@@ -203,7 +204,7 @@ pub(super) fn remove(path: &Path, end: Instant) -> Result<()> {
             Err(_) => std::thread::sleep(Duration::from_millis(2)),
         }
     }
-    let base = path.ancestors().nth(3).unwrap_or(path);
+    let base = path.ancestors().nth(levels).unwrap_or(path);
     remove_empty(path, base);
     Ok(())
 }

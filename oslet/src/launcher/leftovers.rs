@@ -32,10 +32,12 @@ pub fn remove(directory: &Path, cluster: &str) -> Result<()> {
             kit.fence(LIMIT)?;
         }
     }
-    for (_, group) in cgroup::leftovers(&Hierarchies::detect()?, cluster)? {
+    let hierarchies = Hierarchies::detect()?;
+    for (_, group) in cgroup::leftovers(&hierarchies, cluster)? {
         group.kill(LIMIT)?;
         group.remove(LIMIT)?;
     }
+    cgroup::remove_cluster(&hierarchies, cluster, LIMIT)?;
     for oslet in oslets(directory)? {
         remove_known(&directory.join(oslet), &OSLET_FILES)?;
     }

@@ -69,11 +69,21 @@ fn launcher(directory: &Path) -> Result<Option<ProcessId>> {
     Ok(process.filter(|process| !process.is_dead()).map(|_| id))
 }
 
-/// For a message: which process runs the cluster.
+/// For a message: which process runs the cluster, or what runs without it.
 pub(super) fn running(directory: &Path) -> String {
-    match launcher(directory) {
-        Ok(Some(id)) => format!(" (launched by process {})", id.pid),
-        _ => String::new(),
+    if let Ok(Some(id)) = launcher(directory) {
+        return format!(" (launched by process {})", id.pid);
+    }
+    let runs = |oslet: &String| {
+        let record = Record::read(&directory.join(oslet)).ok().flatten();
+        let process = record.and_then(|record| record.process.open().ok().flatten());
+        process.is_some_and(|process| !process.is_dead())
+    };
+    let oslets = leftovers::oslets(directory).unwrap_or_default();
+    let running: Vec<String> = oslets.into_iter().filter(runs).collect();
+    match running.is_empty() {
+        true => String::new(),
+        false => format!(" ({}; their launcher has ended)", running.join(", ")),
     }
 }
 

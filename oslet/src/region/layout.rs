@@ -5,8 +5,107 @@
 
 use crate::limits;
 
-/// Changes whenever anything in this file, in a ring's descriptor or in a published table does.
-pub const LAYOUT_VERSION: u32 = 1;
+/// The one version of all that participants must agree about in shared memory: this file, rings and
+/// their descriptors, pin counters, references, words of the control page, published tables and
+/// where they put what, requests. Whoever changes any of them raises it. What can be told from
+/// numbers is held to it by [`FINGERPRINT`], published tables by a test of theirs.
+pub const LAYOUT_VERSION: u32 = 2;
+
+/// Of [`LAYOUT_VERSION`] and the numbers below: both change, or neither.
+const FINGERPRINT: u64 = 8_135_350_176_199_802_770;
+
+/// FNV-1a over all numbers that make the layout.
+const fn fingerprint(numbers: &[usize]) -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    let mut index = 0;
+    while index < numbers.len() {
+        let bytes = (numbers[index] as u64).to_le_bytes();
+        let mut byte = 0;
+        while byte < bytes.len() {
+            hash = (hash ^ bytes[byte] as u64).wrapping_mul(0x0100_0000_01b3);
+            byte += 1;
+        }
+        index += 1;
+    }
+    hash
+}
+
+const FOUND: u64 = {
+    use crate::hazard;
+    use crate::ring::layout as ring;
+    use control as ctl;
+    use segment as seg;
+    let limits = [
+        LAYOUT_VERSION as usize,
+        limits::MAX_OSLETS,
+        limits::SLOTS_PER_OSLET,
+        limits::MAX_OWNED_OBJECTS,
+        limits::FRAME_SIZE,
+        limits::FRAME_BITS as usize,
+        limits::GENERATION_BITS as usize,
+        limits::PARTICIPANT_BITS as usize,
+        limits::LINE,
+        limits::RING_CAPACITY,
+        limits::RING_BODY_BYTES,
+        limits::MAX_BODY,
+        hazard::MAX_PINS_PER_FRAME as usize,
+        hazard::CLOCK_TICKS as usize,
+    ];
+    let places = [
+        ctl::LEN,
+        ctl::MAGIC,
+        ctl::VERSION,
+        ctl::CLUSTER,
+        ctl::OSLETS,
+        ctl::NAME,
+        ctl::MEMBERS,
+        ctl::OWNERS,
+        seg::MAGIC,
+        seg::VERSION,
+        seg::CLUSTER,
+        seg::PARTICIPANT,
+        seg::LENGTH,
+        seg::FRAMES,
+        seg::FRAMES_OFFSET,
+        seg::FRAME_TABLE,
+        seg::SPACE_OFFSET,
+        seg::SPACE_LENGTH,
+        seg::HEARTBEAT,
+        seg::PID,
+        seg::CLOCK,
+        seg::TABLE_DIRECTORY,
+        seg::TABLES,
+        seg::TABLE_ENTRY,
+        seg::PIN_DIRECTORY,
+        seg::PIN_ENTRY,
+    ];
+    let rings = [
+        ring::LINE_WORDS,
+        ring::ENTRY_WORDS,
+        ring::TAIL,
+        ring::PRODUCER_CPU,
+        ring::ENTRIES,
+        ring::HEAD,
+        ring::CONSUMER_WORDS,
+        ring::PARKED,
+        ring::CONSUMER_CPU,
+        ring::PARK_WORDS,
+        ring::producer_words(limits::RING_CAPACITY),
+    ];
+    let all = [
+        fingerprint(&limits) as usize,
+        fingerprint(&places) as usize,
+        fingerprint(&rings) as usize,
+    ];
+    fingerprint(&all)
+};
+
+// Where it does not hold, the index in the error is the fingerprint to record.
+const _: () = assert!(
+    FOUND == FINGERPRINT,
+    "the layout has changed: raise LAYOUT_VERSION and record the new FINGERPRINT"
+);
+const _: [(); 0] = [(); if FOUND == FINGERPRINT { 0 } else { FOUND as usize }];
 
 /// First word of a control page ("OSLETCTL").
 pub const CONTROL_MAGIC: u64 = u64::from_le_bytes(*b"OSLETCTL");

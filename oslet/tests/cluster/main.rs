@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod idle;
 mod orphans;
 mod parts;
 mod pins;
@@ -78,7 +79,7 @@ fn the_launcher_s_death_harms_nobody() {
     running.launcher.wait().unwrap();
     running.until("both go on", |states| states == [(1, ALIVE); 2]);
     let refused = Cluster::create(spec(&running.directory, 2)).unwrap_err().to_string();
-    assert!(refused.contains("runs already"), "{refused}");
+    assert!(refused.contains("runs already (o0, o1; their launcher has ended)"), "{refused}");
     running.stop();
 }
 

@@ -75,7 +75,7 @@ pub(crate) fn start(runtime: &Runtime) {
     let handle = runtime.handle();
     let beside = handle.spec().directory.parent().unwrap().to_owned();
     match handle.oslet().index() {
-        0 => {
+        0 if word != "talk" => {
             publish(handle, beside.clone());
             let handle = handle.clone();
             std::thread::spawn(move || {
@@ -83,6 +83,7 @@ pub(crate) fn start(runtime: &Runtime) {
                 own(&handle);
             });
         }
+        1.. if word == "talk" => runtime.add_service(Arc::new(Talker(handle.clone()))),
         1 if word == "owner" => {
             own(handle);
             std::fs::write(beside.join("owned"), "").unwrap();
@@ -126,6 +127,46 @@ fn hoard(region: &Arc<Region>) -> Pins {
         assert!(pins.add(page).unwrap(), "frame {frame} is stale already");
     }
     pins
+}
+
+/// A service that asks OSlet 0 something once, and keeps the channel.
+struct Talker(Handle);
+
+impl Service for Talker {
+    fn name(&self) -> &str {
+        "talker"
+    }
+    fn kinds(&self) -> Range<u16> {
+        0..0
+    }
+    fn handle(&self, _: Request, replier: Replier) {
+        replier.error(libc::ENOSYS);
+    }
+    fn release(&self, _: ParticipantId, _: Epoch) {}
+    fn describe(&self) -> Vec<Detail> {
+        Vec::new()
+    }
+    fn serves(&self) -> (u32, u32) {
+        (0, 0)
+    }
+    fn leave(&self, _: bool) -> Result<(), ServiceError> {
+        Ok(())
+    }
+
+    fn event(&self, event: Event) {
+        if matches!(event, Event::Joined(oslet, _) if oslet == home().oslet) {
+            let handle = self.0.clone();
+            // Events do not wait for answers.
+            std::thread::spawn(move || {
+                let channel = handle.channel(home().oslet).unwrap();
+                let reply = channel.call(0x7777, [0; 3], &[], Duration::from_secs(10)).unwrap();
+                assert_eq!(i32::from(reply.status), libc::ENOSYS);
+                let name = format!("talked-{}", handle.oslet().index());
+                let directory = handle.spec().directory.parent().unwrap().join(name);
+                std::fs::write(directory, "").unwrap();
+            });
+        }
+    }
 }
 
 /// A service that pins what it finds.
@@ -217,6 +258,11 @@ pub(crate) fn client_process() {
     if let Bad::Scribbler(where_to) = bad {
         await_file(&directory.parent().unwrap().join(SCRIBBLE));
         scribble(client.region().own(), where_to);
+    }
+    if bad == Bad::None {
+        loop {
+            std::thread::park();
+        }
     }
     loop {
         if bad == Bad::Polite && client.asked_to_let_go().is_some() {
