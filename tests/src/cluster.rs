@@ -140,7 +140,15 @@ impl Cluster {
     /// # Errors
     /// When it cannot be written.
     pub fn configure(&self, oslets: usize, image: &str) -> Result<()> {
-        let mut text = "[region]\nsize = \"192M\"\n".to_owned();
+        self.configure_with(oslets, image, 192)
+    }
+
+    /// As [`Self::configure`], with so much shared memory.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn configure_with(&self, oslets: usize, image: &str, mib: usize) -> Result<()> {
+        let mut text = format!("[region]\nsize = \"{mib}M\"\n");
         for oslet in 0..oslets {
             text += &format!("[[oslet]]\nname = \"o{oslet}\"\nrestart = true\n");
         }

@@ -9,6 +9,7 @@ pub mod engine;
 pub mod host;
 pub mod image;
 pub mod listing;
+pub mod matrix;
 pub mod populate;
 
 pub use client::ClientView;

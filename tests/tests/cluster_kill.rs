@@ -27,6 +27,8 @@ const UNCACHED: Duration =
     Duration::from_secs(cfs::limits::OWNER_WAIT.as_secs() + SUSPICION.as_secs() + 3);
 /// A runtime that only starves is suspected after this time.
 const SUSPICION: Duration = Duration::from_secs(5);
+/// How long something is stopped that goes on.
+const PAUSE: Duration = Duration::from_millis(200);
 /// Clients that are stopped at a time.
 const STOPPED: usize = 3;
 /// What a cluster of this test may take at most, whatever was killed before.
@@ -178,18 +180,23 @@ impl<'a> Rounds<'a> {
             Victim::Command => self.end(oslet, worker, run),
             Victim::StoppedCommand => pause(run),
             Victim::Program => self.end(oslet, worker, program),
-            Victim::StoppedProgram => pause(program),
+            Victim::StoppedProgram => {
+                self.workers[oslet][worker].stop()?;
+                std::thread::sleep(PAUSE);
+                self.workers[oslet][worker].go_on()
+            }
             Victim::Client => {
                 let (_, program) = of(&self.workers[oslet][client]);
                 self.end(oslet, client, program)
             }
             Victim::StoppedClient => {
-                signal(of(&self.workers[oslet][client]).1, Signal::STOP)?;
+                self.workers[oslet][client].stop()?;
                 let another = self.worker(oslet, Kind::Client)?;
                 self.stopped.push(std::mem::replace(&mut self.workers[oslet][client], another));
                 if self.stopped.len() > STOPPED {
                     let mut oldest = self.stopped.remove(0);
                     signal(oldest.program(), Signal::KILL)?;
+                    oldest.go_on()?;
                     oldest.wait(ANSWER)?;
                 }
                 Ok(())
@@ -268,15 +275,14 @@ impl<'a> Rounds<'a> {
                 self.workers[oslet][index] = self.worker(oslet, kind)?;
             }
         }
-        let gone = |worker: &mut Worker| Ok::<_, anyhow::Error>(worker.ended()?.is_none());
-        let mut left = Vec::new();
-        for mut worker in std::mem::take(&mut self.stopped) {
-            if gone(&mut worker)? {
-                left.push(worker);
-            }
-        }
-        self.stopped = left;
-        Ok(())
+        // With their OSlet, or because they held too much for too long.
+        let stopped = std::mem::take(&mut self.stopped);
+        let (ended, stopped) = stopped.into_iter().partition(Worker::program_ended);
+        self.stopped = stopped;
+        ended.into_iter().try_for_each(|mut worker: Worker| {
+            worker.go_on()?;
+            worker.wait(ANSWER).map(drop)
+        })
     }
 
     /// What an OSlet has cached it reads at once, whoever is dead.
@@ -385,7 +391,7 @@ const EIO: i32 = rustix::io::Errno::IO.raw_os_error();
 
 fn pause(pid: u32) -> Result<()> {
     signal(pid, Signal::STOP)?;
-    std::thread::sleep(Duration::from_millis(200));
+    std::thread::sleep(PAUSE);
     signal(pid, Signal::CONT)
 }
 
@@ -426,6 +432,7 @@ fn readers_go_on_while_processes_die() -> Result<()> {
     cluster.ok(&["down"])?;
     // All of them ended with their OSlets.
     for worker in all.workers.iter_mut().flatten().chain(&mut all.stopped) {
+        worker.go_on()?;
         worker.wait(Duration::from_secs(10)).context("oslet run, behind oslet down")?;
     }
     ensure!(processes_of(all.load.as_ref()).is_empty(), "oslet-load runs behind oslet down");

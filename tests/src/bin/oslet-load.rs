@@ -2,10 +2,12 @@
 //!
 //!     oslet-load keep DIR           maps DIR/cached once and touches all its pages
 //!     oslet-load map DIR SEED       maps files at random, their pages not in the kernel's cache
+//!     oslet-load list RUN OSLET VOLUME
+//!                                   a native client that prints the whole tree, and ends
 //!     oslet-load client RUN OSLET VOLUME SEED
 //!                                   a native client that holds pages for random times
 //!
-//! The first line that it writes is `ready`. Exit status: 3 for bytes that are wrong, 2 for an
+//! The first line that those which do not end write is `ready`. Exit status: 3 for bytes that are wrong, 2 for an
 //! error; by SIGBUS for a mapped page that could not be had.
 
 #![forbid(unsafe_code)]
@@ -21,6 +23,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use cfs::client::{Client, Page};
 use oslet::sys::filemap::FileMap;
 use rustix::fs::{Advice, fadvise};
+use tests::fsdiff::{ClientView, Listing};
 use tests::load::{self, CACHED, FILE_BYTES, FILES, Random, WRONG};
 
 const PAGE: usize = oslet::limits::FRAME_SIZE;
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
     let result = match words[..] {
         ["keep", dir] => keep(Path::new(dir)),
         ["map", dir, seed] => map(Path::new(dir), seed),
+        ["list", run, oslet, volume] => list(Path::new(run), oslet, volume),
         ["client", run, oslet, volume, seed] => client(Path::new(run), oslet, volume, seed),
         _ => Err(anyhow::anyhow!(
             "oslet-load keep DIR | map DIR SEED | client RUN OSLET VOLUME SEED"
@@ -99,6 +103,12 @@ fn map(dir: &Path, seed: &str) -> Result<()> {
         }
         std::thread::sleep(PAUSE);
     }
+}
+
+fn list(run: &Path, oslet: &str, volume: &str) -> Result<()> {
+    let client = cfs::client::join(run, oslet, volume.parse().context("volume")?)?;
+    let listing = Listing::of(&ClientView::of(client))?;
+    Ok(std::io::stdout().lock().write_all(listing.text().as_bytes())?)
 }
 
 fn client(run: &Path, oslet: &str, volume: &str, seed: &str) -> Result<()> {

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
 use cfs::Error;
+use cfs::client::Client;
 use cfs::id::Ino;
 use cfs::local::LocalVolume;
 use cfs::open::OpenOptions;
@@ -18,7 +20,9 @@ const CACHE: u64 = 8 << 20;
 
 /// A volume as a client of its owner reads it.
 pub struct ClientView {
-    volume: LocalVolume,
+    client: Arc<Client>,
+    /// What the client reads, where that is in this process.
+    _volume: Option<LocalVolume>,
 }
 
 impl ClientView {
@@ -33,9 +37,19 @@ impl ClientView {
                     tries -= 1;
                     std::thread::sleep(Duration::from_millis(50));
                 }
-                opened => return Ok(Self { volume: opened? }),
+                opened => {
+                    let volume = opened?;
+                    let client = Arc::clone(volume.client());
+                    return Ok(Self { client, _volume: Some(volume) });
+                }
             }
         }
+    }
+
+    /// The volume that a client reads, of a running cluster.
+    #[must_use]
+    pub fn of(client: Arc<Client>) -> Self {
+        Self { client, _volume: None }
     }
 }
 
@@ -47,14 +61,14 @@ impl View for ClientView {
     }
 
     fn info(&self, node: &Ino) -> Result<FileInfo> {
-        Ok(info_of(&self.volume.client().stat(*node)?))
+        Ok(info_of(&self.client.stat(*node)?))
     }
 
     fn names(&self, dir: &Ino) -> Result<Vec<(Vec<u8>, u64, u32)>> {
         let mut names = Vec::new();
         let mut from = 0;
         loop {
-            let (entries, end) = self.volume.client().readdir(*dir, from)?;
+            let (entries, end) = self.client.readdir(*dir, from)?;
             for entry in entries {
                 from = entry.next;
                 if entry.name != b"." && entry.name != b".." {
@@ -68,26 +82,26 @@ impl View for ClientView {
     }
 
     fn child(&self, dir: &Ino, name: &[u8]) -> Result<Ino> {
-        Ok(self.volume.client().lookup(*dir, name)?.attr.ino)
+        Ok(self.client.lookup(*dir, name)?.attr.ino)
     }
 
     fn xattrs(&self, node: &Ino) -> Result<BTreeMap<Vec<u8>, Vec<u8>>> {
-        let client = self.volume.client();
+        let client = &self.client;
         let names = client.listxattr(*node)?;
         let names = names.split(|byte| *byte == 0).filter(|name| !name.is_empty());
         names.map(|name| Ok((name.to_vec(), client.getxattr(*node, name)?))).collect()
     }
 
     fn readlink(&self, node: &Ino) -> Result<Vec<u8>> {
-        Ok(self.volume.client().readlink(*node)?)
+        Ok(self.client.readlink(*node)?)
     }
 
     fn read(&self, node: &Ino, offset: u64, buf: &mut [u8]) -> Result<usize> {
-        Ok(self.volume.client().file(*node).read(offset, buf)?)
+        Ok(self.client.file(*node).read(offset, buf)?)
     }
 
     fn seek(&self, node: &Ino, offset: u64, data: bool) -> Result<Option<u64>> {
-        match self.volume.client().seek(*node, offset, data) {
+        match self.client.seek(*node, offset, data) {
             Ok(at) => Ok(Some(at)),
             Err(Error::NoSuchOffset) => Ok(None),
             Err(error) => Err(error.into()),
@@ -95,6 +109,6 @@ impl View for ClientView {
     }
 
     fn volume(&self) -> Result<VolumeInfo> {
-        Ok(volume_of(&self.volume.client().statfs()?))
+        Ok(volume_of(&self.client.statfs()?))
     }
 }

@@ -175,6 +175,17 @@ impl Listing {
         Ok(listing)
     }
 
+    /// The listing as text: a line for each object.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        for (path, entry) in &self.entries {
+            // Writing to a string does not fail.
+            let _ = writeln!(text, "{} {entry:?}", path.escape_ascii());
+        }
+        text
+    }
+
     /// Takes out of the comparison what two views need not agree on.
     pub fn forget(&mut self, fields: &[Field]) {
         for entry in self.entries.values_mut() {

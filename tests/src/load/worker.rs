@@ -109,6 +109,34 @@ impl Worker {
         self.program
     }
 
+    /// Stops the program, and with it `oslet run`, which waits to be continued.
+    ///
+    /// # Errors
+    /// When it does not stop.
+    pub fn stop(&self) -> Result<()> {
+        signal(self.program, Signal::STOP)?;
+        let end = Instant::now() + BEGIN;
+        while state(self.run.id()) != Some('T') {
+            ensure!(Instant::now() < end, "{:?}: oslet run does not stop with it", self.kind);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    /// Continues `oslet run`, and with it the program if that is still there.
+    ///
+    /// # Errors
+    /// When it may not be continued.
+    pub fn go_on(&self) -> Result<()> {
+        signal(self.run.id(), Signal::CONT)
+    }
+
+    /// Whether the program has ended; `oslet run` may be stopped, and not know.
+    #[must_use]
+    pub fn program_ended(&self) -> bool {
+        matches!(state(self.program), None | Some('Z' | 'X'))
+    }
+
     /// How it ended, if it has.
     ///
     /// # Errors
@@ -175,6 +203,11 @@ pub fn signal(pid: u32, signal: Signal) -> Result<()> {
 fn whereabouts(pid: u32) -> String {
     let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
     format!("process {}\n{}\n", read("stat").trim(), read("stack"))
+}
+
+fn state(pid: u32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.chars().next()
 }
 
 fn children(parent: u32) -> Vec<u32> {

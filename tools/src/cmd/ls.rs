@@ -5,18 +5,22 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::Args;
 use oslet::config::show_size;
 use oslet::limits::FRAME_SIZE;
 use oslet::plan::Plan;
-use oslet::runtime;
 use oslet::wire::Status;
+use oslet::{launcher, runtime};
 use serde::Serialize;
 
 use super::runtime::PLAN;
 use crate::args::Global;
 use crate::output;
+
+/// How long a runtime may take to answer while others have, and while none has.
+const ANSWER: Duration = Duration::from_millis(500);
+const LATE_ANSWER: Duration = Duration::from_secs(10);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -113,21 +117,38 @@ fn plan(directory: &Path) -> anyhow::Result<Option<Plan>> {
     Ok(Some(serde_json::from_slice(&text).with_context(|| path.display().to_string())?))
 }
 
-/// Every OSlet and its own answer; `None` when no runtime answers.
+/// Asks all runtimes at once: one that is stopped does not keep the others' answers.
+fn ask_all(directory: &Path, plan: &Plan, details: bool, limit: Duration) -> Vec<Option<Status>> {
+    std::thread::scope(|scope| {
+        let ask = |name: String| {
+            scope.spawn(move || runtime::ask(&directory.join(name), details, limit).ok())
+        };
+        let asked: Vec<_> = plan.oslets.iter().map(|oslet| ask(oslet.name.clone())).collect();
+        asked.into_iter().map(|thread| thread.join().ok().flatten()).collect()
+    })
+}
+
+/// Every OSlet and its own answer; `None` when no runtime is there to answer.
+///
+/// # Errors
+/// When runtimes are there and none answers.
 pub(super) fn gather(
     directory: &Path,
     details: bool,
 ) -> anyhow::Result<Option<(Vec<Row>, Vec<Option<Status>>)>> {
     let Some(plan) = plan(directory)? else { return Ok(None) };
-    // All are asked at once: one that is stopped does not keep the others' answers.
-    let answers: Vec<Option<Status>> = std::thread::scope(|scope| {
-        let ask = |name: String| {
-            let limit = Duration::from_millis(500);
-            scope.spawn(move || runtime::ask(&directory.join(name), details, limit).ok())
-        };
-        let asked: Vec<_> = plan.oslets.iter().map(|oslet| ask(oslet.name.clone())).collect();
-        asked.into_iter().map(|thread| thread.join().ok().flatten()).collect()
-    });
+    let mut answers = ask_all(directory, &plan, details, ANSWER);
+    let lives = || launcher::try_lock(directory).map(|lock| lock.is_none());
+    if answers.iter().all(Option::is_none) && lives()? {
+        answers = ask_all(directory, &plan, details, LATE_ANSWER);
+        if answers.iter().all(Option::is_none) && lives()? {
+            bail!(
+                "{}: the cluster runs, and no OSlet of it answers in {} s",
+                directory.display(),
+                LATE_ANSWER.as_secs()
+            );
+        }
+    }
     // Any member's view of the words will do.
     let Some(view) = answers.iter().flatten().next().map(|status| status.members.clone()) else {
         return Ok(None);
