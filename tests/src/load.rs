@@ -10,7 +10,7 @@ use anyhow::Result;
 
 use crate::fsdiff::populate::pattern;
 
-pub use worker::{KINDS, Kind, Worker, died_of, signal};
+pub use worker::{KINDS, Kind, Worker, died_of, signal, whereabouts};
 
 /// A file that is read all the time, so that every OSlet has it cached.
 pub const CACHED: &str = "cached";

@@ -339,14 +339,16 @@ impl<'a> Rounds<'a> {
             if up {
                 return Ok(());
             }
-            let log = fs::read_to_string(self.cluster.directory().join("log")).unwrap_or_default();
-            ensure!(Instant::now() < end, "epochs {before:?}, now {now:?}\n{log}");
+            if Instant::now() >= end {
+                let all: Vec<_> = self.processes()?.into_iter().map(load::whereabouts).collect();
+                bail!("epochs {before:?}, now {now:?}\n{}", all.concat());
+            }
             std::thread::sleep(Duration::from_millis(20));
         }
     }
 
-    /// No process of the cluster stays where no signal reaches it.
-    fn none_hangs(&self) -> Result<()> {
+    /// The cluster's processes, and those inside its OSlets.
+    fn processes(&self) -> Result<Vec<u32>> {
         let mut pids = processes_of(self.cluster.own_program());
         let own = format!("/oslet/{}/", self.cluster.name());
         for entry in fs::read_dir("/proc")?.flatten() {
@@ -358,7 +360,14 @@ impl<'a> Rounds<'a> {
                 pids.push(pid);
             }
         }
-        for pid in pids {
+        pids.sort_unstable();
+        pids.dedup();
+        Ok(pids)
+    }
+
+    /// No process of the cluster stays where no signal reaches it.
+    fn none_hangs(&self) -> Result<()> {
+        for pid in self.processes()? {
             let start = Instant::now();
             // The same wait for so long, on one system call.
             while let Some(state) = stuck(pid) {

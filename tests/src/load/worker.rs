@@ -199,10 +199,17 @@ pub fn signal(pid: u32, signal: Signal) -> Result<()> {
     }
 }
 
-/// What a process waits for, as the kernel says.
-fn whereabouts(pid: u32) -> String {
-    let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
-    format!("process {}\n{}\n", read("stat").trim(), read("stack"))
+/// What the threads of a process wait for, as the kernel says.
+#[must_use]
+pub fn whereabouts(pid: u32) -> String {
+    let mut words = String::new();
+    for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+        let read = |name: &str| fs::read_to_string(task.path().join(name)).unwrap_or_default();
+        let stat: Vec<_> = read("stat").split(' ').take(4).map(str::to_owned).collect();
+        let stack: Vec<_> = read("stack").lines().take(5).map(str::to_owned).collect();
+        words += &format!("{pid}: {} {}\n", stat.join(" "), stack.join(" "));
+    }
+    words
 }
 
 fn state(pid: u32) -> Option<char> {
