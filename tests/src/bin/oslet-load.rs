@@ -7,8 +7,8 @@
 //!     oslet-load client RUN OSLET VOLUME SEED
 //!                                   a native client that holds pages for random times
 //!
-//! The first line that those which do not end write is `ready`. Exit status: 3 for bytes that are wrong, 2 for an
-//! error; by SIGBUS for a mapped page that could not be had.
+//! The first line that those which do not end write is `ready`. Exit status: 3 for bytes that are
+//! wrong, 2 for an error; by SIGBUS for a mapped page that could not be had.
 
 #![forbid(unsafe_code)]
 
