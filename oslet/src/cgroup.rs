@@ -3,8 +3,9 @@
 //! An OSlet has a group `oslet/CLUSTER/NAME` in the cpuset hierarchy (version 1, or version 2 where
 //! that has the controller) and one in a version 2 hierarchy for `cgroup.kill`; where there is no
 //! version 2, one in the freezer hierarchy. The path lies below this process's own group where that
-//! may be written, else below the root of the hierarchy. See cgroups(7), cpuset(7) and the kernel's
-//! admin-guide/cgroup-v2.
+//! may be written, else below the root of the hierarchy, else below a group between them. A group
+//! of version 2 that has processes of its own binds none below it.
+//! See cgroups(7), cpuset(7) and the kernel's admin-guide/cgroup-v2.
 
 mod hierarchy;
 mod kill;

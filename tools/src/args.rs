@@ -16,8 +16,10 @@ Examples:
   oslet down                          stop it
   oslet up --dry-run                  show how this machine would be divided
   oslet up --dry-run --oslets 4       among four OSlets
+  oslet up --image disk.img           with a filesystem of your own
   oslet run o0 hostname               run a command inside an OSlet
   oslet shell o1                      a shell there
+  oslet mount disk.img /mnt           one image, without a cluster
   oslet completions bash              print a completion script
 
 Exit status: 0 success, 1 a negative answer, 2 an error.";
@@ -33,15 +35,19 @@ pub(crate) struct Args {
     pub(crate) command: Command,
 }
 
+/// The heading of what every command takes.
+const EVERYWHERE: &str = "Options of every command";
+
 /// What every command takes.
 #[derive(Debug, Clone, Default, ClapArgs)]
 pub(crate) struct Global {
     /// Directory of the cluster's runtime files [default: /run/oslet/NAME for root,
-    /// $XDG_RUNTIME_DIR/oslet/NAME for others]
-    #[arg(long, global = true, value_name = "DIR")]
+    /// $XDG_RUNTIME_DIR/oslet/NAME for others, or /tmp/oslet-UID/NAME without that variable]
+    #[arg(long, global = true, value_name = "DIR", help_heading = EVERYWHERE)]
     pub(crate) dir: Option<PathBuf>,
     /// The cluster [default: the configuration's name, or main]
     #[arg(long, global = true, value_name = "NAME", value_parser = cluster_name)]
+    #[arg(help_heading = EVERYWHERE)]
     pub(crate) cluster: Option<String>,
 }
 

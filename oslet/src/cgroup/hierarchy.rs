@@ -9,13 +9,17 @@ use super::{Kind, write};
 use crate::{Error, Result};
 
 /// Where groups may be made: for each hierarchy that is of use, the directory of this process's
-/// own group and the hierarchy's root.
+/// own group, the hierarchy's root, and what is between them, the nearest first: an ordinary user
+/// may have been given one of these.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Hierarchies {
     unified: Vec<PathBuf>,
     cpuset_v1: Vec<PathBuf>,
     freezer_v1: Vec<PathBuf>,
 }
+
+/// Groups above this process's own that are looked at.
+const MAX_DEPTH: usize = 16;
 
 impl Hierarchies {
     /// No hierarchy at all: everything is by affinity and policy.
@@ -59,9 +63,15 @@ impl Hierarchies {
                 let own = own_group(cgroup, controller)
                     .and_then(|own| Some(own.strip_prefix(unescape(root)).ok()?.to_owned()))
                     .map(|own| mount.join(own));
+                // Never above the mount: no directories are made on other filesystems.
+                let below = |place: &&Path| *place != mount && place.starts_with(&mount);
+                let between = own.as_deref().into_iter().flat_map(Path::ancestors);
+                let between = between.take_while(below).skip(1).take(MAX_DEPTH);
+                let between: Vec<PathBuf> = between.map(Path::to_owned).collect();
                 places.extend(own);
                 places.push(mount);
                 places.dedup();
+                places.extend(between);
             }
         }
         found

@@ -65,11 +65,16 @@ fn hierarchies_are_found_in_mountinfo() {
     let found = Hierarchies::parse(mounts, own);
     assert_eq!(
         found.cpuset_v1(),
-        [Path::new("/sys/fs/cgroup/cpuset/a/b"), Path::new("/sys/fs/cgroup/cpuset")]
+        ["a/b", "", "a"].map(|below| Path::new("/sys/fs/cgroup/cpuset").join(below))
     );
     assert_eq!(found.freezer_v1().last().unwrap(), Path::new("/sys/fs/cgroup/freezer"));
     assert_eq!(found.unified()[0], Path::new("/sys/fs/cgroup/uni fied/user.slice/x:y"));
-    assert_eq!(found.unified().len(), 2);
+    assert_eq!(found.unified()[2], Path::new("/sys/fs/cgroup/uni fied/user.slice"));
+    assert_eq!(found.unified().len(), 3);
+    // In the root of a hierarchy there is nothing between, and nothing above.
+    let root = Hierarchies::parse(mounts, "3:cpuset:/\n0::/\n");
+    assert_eq!(root.cpuset_v1(), [Path::new("/sys/fs/cgroup/cpuset")]);
+    assert_eq!(root.unified(), [Path::new("/sys/fs/cgroup/uni fied")]);
     // In a container the mount shows a part of the hierarchy, and may not show our own group.
     let mounts = "41 31 0:38 /docker/1 /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
     let inside = Hierarchies::parse(mounts, "0::/docker/1/sub\n");

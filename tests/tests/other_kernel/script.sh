@@ -170,6 +170,19 @@ chmod 600 /dev/fuse
 text=$(as_ann oslet up -d); check "ann without fuse: up" 0 $?
 has "ann without fuse: what is missing" "$text" "/global: empty"
 as_ann oslet down > /dev/null; gone "ann without fuse: down"
+# A group that ann has been given, and ann in one below it: its OSlets are bound by cpusets.
+chmod 666 /dev/fuse
+given=/sys/fs/cgroup/given; mkdir $given $given/shell
+echo "+cpuset" > /sys/fs/cgroup/cgroup.subtree_control
+chown ann $given $given/cgroup.procs $given/cgroup.subtree_control $given/shell/cgroup.procs
+as_given() { sh -c 'echo $$ > /sys/fs/cgroup/given/shell/cgroup.procs; exec su ann -c "export PATH=/sbin:/bin; cd; $*"' sh "$@" 2>&1; }
+text=$(as_given oslet up -d); check "given: up" 0 $?
+case "$text" in *"memory policy only"*) fail "given: bound: $text" ;; *) ok "given: bound by cpusets" ;; esac
+check "given: in its cpuset" "4-7" "$(cat $given/oslet/main/o1/cpuset.cpus.effective)"
+check "given: what runs too" "4-7" \
+    "$(as_given oslet run o1 taskset ff sed -n 's/^Cpus_allowed_list:[[:space:]]*//p' /proc/self/status)"
+as_given oslet down > /dev/null; gone "given: down"
+rmdir $given/shell $given
 echo 0 > /proc/sys/user/max_user_namespaces
 refused "ann without namespaces" "user.max_user_namespaces" as_ann oslet up -d
 

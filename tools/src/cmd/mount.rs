@@ -57,6 +57,8 @@ pub(crate) struct MountArgs {
     /// The image or block device
     pub(crate) source: PathBuf,
     /// The directory to mount it on
+    // Its own id: --dir, which every command takes, has the field's name.
+    #[arg(id = "mountpoint", value_name = "DIR")]
     pub(crate) dir: PathBuf,
 }
 

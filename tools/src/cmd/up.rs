@@ -19,6 +19,7 @@ use crate::output;
 const EXAMPLES: &str = "\
 Examples:
   oslet up                                  two OSlets on this machine, until Ctrl-C
+  oslet up --image disk.img                 with a filesystem of your own
   oslet up --oslets 4 -d                    four, in the background; oslet down stops them
   oslet up --dry-run                        show the plan for this machine
   oslet up --dry-run --oslets 4 --json      four OSlets, as JSON
@@ -28,7 +29,12 @@ Examples:
 /// The configuration that is used when there is one in the current directory.
 const CONFIG: &str = "oslet.toml";
 
-/// Make a cluster of OSlets
+/// Make a cluster of OSlets.
+///
+/// Without a configuration: two OSlets, which divide this machine's CPUs along its NUMA nodes, and
+/// an image oslet.img, made with mke2fs if it is not there and never overwritten, that both see at
+/// /global. Runs until Ctrl-C. Root is not needed; what an ordinary user cannot have is said. The
+/// keys of a configuration are in docs/configuration.md.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct UpArgs {
