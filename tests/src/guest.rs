@@ -12,9 +12,9 @@ use anyhow::{Context, Result, ensure};
 
 const QEMU: &str = "qemu-system-x86_64";
 
-/// Two CPUs, the threads of one core, in each of four nodes; a fifth with memory alone. All CPUs are
-/// one thread of qemu's: with several, a kernel that patches its own code (as it does for the first
-/// cpuset) trips over its break points now and then.
+/// Two CPUs, the threads of one core, in each of four nodes; a fifth with memory alone. All CPUs
+/// are one thread of qemu's: with several, a kernel that patches its own code (as it does for the
+/// first cpuset) trips over its break points now and then.
 const MACHINE: &str = "-machine pc -accel tcg,thread=single -cpu max,vendor=GenuineIntel \
     -m 2048 -smp 8,sockets=4,cores=1,threads=2 \
     -object memory-backend-ram,id=m0,size=448M -numa node,nodeid=0,cpus=0-1,memdev=m0 \
