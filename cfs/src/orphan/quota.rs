@@ -172,3 +172,41 @@ impl RawAccount {
 fn word(bytes: &[u8], at: usize) -> u32 {
     bytes.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |word| u32::from_le_bytes(*word))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn account(id: u32, space: u64, inodes: u64) -> RawAccount {
+        let Ok(mut account) = RawAccount::read_from_bytes(&[0; size_of::<RawAccount>()]) else {
+            unreachable!("an account has 72 bytes");
+        };
+        (account.id, account.space, account.inodes) = (id.into(), space.into(), inodes.into());
+        account
+    }
+
+    #[test]
+    fn usage_is_taken_off_and_never_below_zero() {
+        let changed = account(7, 9000, 3).less(&Usage { bytes: 4096, inodes: 1 });
+        assert_eq!((changed.space.get(), changed.inodes.get()), (4904, 2));
+        let changed = account(7, 9000, 3).less(&Usage { bytes: 10_000, inodes: 4 });
+        assert_eq!((changed.space.get(), changed.inodes.get()), (0, 0));
+    }
+
+    #[test]
+    fn who_is_below_the_limits_again_has_all_the_time() {
+        let mut over = account(7, 9000, 3);
+        (over.space_soft, over.inodes_soft) = (8.into(), 2.into());
+        (over.space_time, over.inodes_time) = (99.into(), 99.into());
+        let still = over.clone().less(&Usage { bytes: 100, inodes: 0 });
+        assert_eq!((still.space_time.get(), still.inodes_time.get()), (99, 99));
+        let below = over.less(&Usage { bytes: 808, inodes: 1 });
+        assert_eq!((below.space_time.get(), below.inodes_time.get()), (0, 0));
+    }
+
+    #[test]
+    fn an_account_of_id_0_does_not_become_a_free_entry() {
+        let none = account(0, 4096, 1).less(&Usage { bytes: 4096, inodes: 1 });
+        assert!(none.as_bytes().iter().any(|&byte| byte != 0));
+    }
+}

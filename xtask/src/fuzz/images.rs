@@ -64,7 +64,7 @@ const RECIPES: [Recipe; 13] = [
         more: ORPHANS,
         ..volume(
             "journal-3-quota",
-            "-b 1024 -I 256 -J size=1 -O ^resize_inode,^metadata_csum,quota,project,ea_inode",
+            "-b 1024 -I 256 -J size=1 -O ^resize_inode,^metadata_csum,quota,ea_inode",
             "4m",
         )
     },
@@ -85,7 +85,7 @@ const ORPHANS: &[&str] = &[
     "set_inode_field <13> size 13000",
     "set_super_value last_orphan 12",
     "jo",
-    "jw -b 900 BLOCKS",
+    "jw -b 3000 BLOCKS",
     "jc",
 ];
 
