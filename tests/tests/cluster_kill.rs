@@ -196,7 +196,6 @@ impl<'a> Rounds<'a> {
                 if self.stopped.len() > STOPPED {
                     let mut oldest = self.stopped.remove(0);
                     signal(oldest.program(), Signal::KILL)?;
-                    oldest.go_on()?;
                     oldest.wait(ANSWER)?;
                 }
                 Ok(())
@@ -280,7 +279,7 @@ impl<'a> Rounds<'a> {
         let (ended, stopped) = stopped.into_iter().partition(Worker::program_ended);
         self.stopped = stopped;
         ended.into_iter().try_for_each(|mut worker: Worker| {
-            worker.go_on()?;
+            // `oslet run` was stopped with it.
             worker.wait(ANSWER).map(drop)
         })
     }
@@ -441,7 +440,6 @@ fn readers_go_on_while_processes_die() -> Result<()> {
     cluster.ok(&["down"])?;
     // All of them ended with their OSlets.
     for worker in all.workers.iter_mut().flatten().chain(&mut all.stopped) {
-        worker.go_on()?;
         worker.wait(Duration::from_secs(10)).context("oslet run, behind oslet down")?;
     }
     ensure!(processes_of(all.load.as_ref()).is_empty(), "oslet-load runs behind oslet down");

@@ -1,5 +1,6 @@
 //! The commands, a module each: `<Name>Args` and `run`.
 
+pub(crate) mod awake;
 pub(crate) mod bench;
 pub(crate) mod client;
 pub(crate) mod completions;

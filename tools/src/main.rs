@@ -30,6 +30,9 @@ fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|word| word == cmd::client::COMMAND) {
         return cmd::client::main();
     }
+    if std::env::args_os().nth(1).is_some_and(|word| word == cmd::awake::COMMAND) {
+        return cmd::awake::main();
+    }
     let result = dispatch();
     match result {
         Ok(status) => status,

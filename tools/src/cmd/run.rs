@@ -5,7 +5,7 @@
 //! treats us: its keys reach the program from the kernel, not by way of us. Where the terminal is
 //! ours alone the program leads a process group of its own there, else it is in ours. What other
 //! processes send us is passed on. When the program stops, so do we; what the shell does to
-//! continue us continues it.
+//! continue us continues it. When it ends while we are stopped, we go on and end too.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::AsFd;
@@ -25,6 +25,8 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, wa
 
 use crate::args::Global;
 use crate::user;
+
+use super::awake::Awake;
 
 /// Run a command inside an OSlet.
 ///
@@ -290,11 +292,14 @@ impl Supervisor<'_> {
         while let Some(received) = self.signals.read().context("signals")? {
             self.pass_on(received)?;
         }
+        let awake = Awake::watch(self.entered.pid)?;
         process::raise(signal).context("stop")?;
         let set = SignalSet::of(&[signal]);
         process::unblock(&set).context("stop")?;
         process::block(&set).context("stop")?;
-        self.go_on(foreground)
+        drop(awake);
+        // The terminal is the shell's then, not the command's.
+        if self.entered.process.is_dead() { Ok(()) } else { self.go_on(foreground) }
     }
 
     /// Continues the command after the shell has continued us. The shell could only give the

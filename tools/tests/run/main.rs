@@ -228,6 +228,25 @@ fn a_stop_stops_us_and_a_continue_continues() {
 }
 
 #[test]
+fn the_end_of_what_is_stopped_is_our_end() {
+    let Some(world) = World::new() else { return };
+    let mut child = world.oslet(&["run", "o0", "sh", "-c", "kill -STOP $$"]).spawn().unwrap();
+    world::until(|| world::state(child.id()) == 'T');
+    let of_run = |pid: &u32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let words = stat.rsplit_once(") ").map_or("", |(_, words)| words);
+        words.starts_with(&format!("T {} ", child.id()))
+    };
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let stopped: Vec<u32> = pids.filter(of_run).collect();
+    let [program] = stopped[..] else { panic!("{stopped:?}") };
+    let kill = Command::new("kill").args(["-KILL", &program.to_string()]).status();
+    assert!(kill.unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(128 + 9));
+}
+
+#[test]
 fn a_terminal_is_as_for_a_direct_child() {
     let Some(world) = World::new() else { return };
     let oslet =
