@@ -179,12 +179,30 @@ struct Thread {
 
 /// What a serving thread shares with those that give it channels.
 struct Shared {
-    inbox: Mutex<Vec<Change>>,
+    inbox: Mutex<Inbox>,
     /// Changed and woken with every addition to `inbox`; the thread waits for it beside the rings.
     bell: AtomicU32,
     stop: AtomicBool,
     channels: AtomicU32,
     park: OwnLine,
+}
+
+#[derive(Default)]
+struct Inbox {
+    changes: Vec<Change>,
+    /// The thread has ended: what comes is dropped, so that nobody waits for it.
+    closed: bool,
+}
+
+/// Closes the inbox however the thread ends.
+struct Closing<'s>(&'s Shared);
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        let mut inbox = self.0.inbox.lock();
+        inbox.closed = true;
+        inbox.changes.clear();
+    }
 }
 
 enum Change {
@@ -202,7 +220,11 @@ struct Serving {
 
 impl Shared {
     fn notify(&self, change: Change) {
-        self.inbox.lock().push(change);
+        let mut inbox = self.inbox.lock();
+        if !inbox.closed {
+            inbox.changes.push(change);
+        }
+        drop(inbox);
         self.ring();
     }
 
@@ -318,6 +340,7 @@ impl Drop for Server {
 }
 
 fn serve(shared: &Shared, handler: &dyn Handler) {
+    let _closing = Closing(shared);
     let mut channels: Vec<Serving> = Vec::new();
     let mut last_work = Instant::now();
     while !shared.stop.load(Ordering::SeqCst) {
@@ -359,7 +382,7 @@ fn serve(shared: &Shared, handler: &dyn Handler) {
 }
 
 fn take_changes(shared: &Shared, channels: &mut Vec<Serving>) {
-    let changes = std::mem::take(&mut *shared.inbox.lock());
+    let changes = std::mem::take(&mut shared.inbox.lock().changes);
     for change in changes {
         match change {
             Change::Add(channel) => {

@@ -1,5 +1,4 @@
-//! What a request costs when both ends have one CPU between them: nobody polls while the other
-//! waits for that CPU.
+//! Requests between two regions of one process: what they cost, and that every wait ends.
 
 #![forbid(unsafe_code)]
 
@@ -10,7 +9,7 @@ use oslet::Error;
 use oslet::id::{Epoch, OsletId, ParticipantId};
 use oslet::region::{Backing, ControlPage, OwnSegment, Paging, Region, SegmentSpec};
 use oslet::ring::doorbell::SPIN;
-use oslet::rpc::{Handler, PendingChannel, Replier, Request, Server};
+use oslet::rpc::{Channel, Handler, PendingChannel, Replier, Request, Server};
 use oslet::sys::numa;
 
 struct Echo;
@@ -36,6 +35,21 @@ fn region(control: &ControlPage, index: usize) -> Arc<Region> {
     Region::new(control, own, paging).unwrap()
 }
 
+type Regions = [Arc<Region>; 2];
+
+/// A server with one channel from another region.
+fn connected() -> (Arc<Server>, Arc<Channel>, Regions) {
+    let control = ControlPage::create(&Backing::Memfd, "requests", 2).unwrap();
+    let (caller, owner) = (region(&control, 0), region(&control, 1));
+    caller.map(&owner.own().reader().unwrap(), runtime(1), Epoch(1)).unwrap();
+    owner.map(&caller.own().reader().unwrap(), runtime(0), Epoch(1)).unwrap();
+    let server = Server::new(&owner, Arc::new(Echo));
+    let pending = PendingChannel::new(&caller, runtime(1), Epoch(1)).unwrap();
+    let answer = server.accept(runtime(0), Epoch(1), pending.offer()).unwrap();
+    let channel = pending.open(answer).unwrap();
+    (server, channel, [caller, owner])
+}
+
 /// Nanoseconds of CPU that all threads of this process have used.
 fn used() -> u64 {
     let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
@@ -44,19 +58,34 @@ fn used() -> u64 {
     stats.filter_map(|text| text.split(' ').next()?.parse::<u64>().ok()).sum()
 }
 
+/// A runtime leaves while its peers do: its server stops while another thread drops a peer.
+#[test]
+fn nobody_waits_for_a_server_that_stops() {
+    for round in 0..300 {
+        let (server, channel, _regions) = connected();
+        let reply = channel.call(1, [round, 0, 0], &[], Duration::from_secs(30)).unwrap();
+        assert_eq!(reply.args[0], round);
+        let (done, ended) = std::sync::mpsc::channel();
+        let dropping = Arc::clone(&server);
+        std::thread::spawn(move || {
+            (0..20).for_each(|_| dropping.drop_peer(runtime(0), Epoch(1)));
+            done.send(()).unwrap();
+        });
+        // At another moment each time.
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_micros(round % 100) {}
+        server.stop();
+        ended.recv_timeout(Duration::from_secs(30)).expect("a peer is dropped in the end");
+        channel.close();
+    }
+}
+
 #[test]
 fn who_shares_a_cpu_does_not_spin() {
     // Before any thread is started: they inherit it.
     let cpu = rustix::thread::sched_getcpu() as u32;
     numa::set_affinity(&[cpu]).unwrap();
-    let control = ControlPage::create(&Backing::Memfd, "doorbell", 2).unwrap();
-    let (caller, owner) = (region(&control, 0), region(&control, 1));
-    caller.map(&owner.own().reader().unwrap(), runtime(1), Epoch(1)).unwrap();
-    owner.map(&caller.own().reader().unwrap(), runtime(0), Epoch(1)).unwrap();
-    let server = Server::new(&owner, Arc::new(Echo));
-    let pending = PendingChannel::new(&caller, runtime(1), Epoch(1)).unwrap();
-    let answer = server.accept(runtime(0), Epoch(1), pending.offer()).unwrap();
-    let channel = pending.open(answer).unwrap();
+    let (server, channel, _regions) = connected();
     let call = |n: u64| {
         let reply = channel.call(1, [n, 0, 0], &[], Duration::from_secs(30)).unwrap();
         assert_eq!(reply.args[0], n);
