@@ -160,6 +160,7 @@ pub(crate) const STEPS: &[Step] = &[
             "cargo xtask kernel",
             "cargo test --package tests --test other_kernel -- --show-output",
         ],
+        environment: &[("OSLET_GUEST", "1")],
         rounds: (0, 1),
         tests_at_least: 1,
         ..CHECK

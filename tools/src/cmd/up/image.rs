@@ -45,7 +45,10 @@ pub(super) fn make(plan: &Plan) -> Result<Vec<String>> {
         if let Source::Path { path, create: true } = &device.source
             && !path.try_exists().with_context(|| path.display().to_string())?
         {
-            fill(path)?;
+            fill(path).with_context(|| {
+                let path = path.display();
+                format!("{path}: cannot be made (go to a directory of yours, or use --image)")
+            })?;
             made.push(format!("made {} ({SIZE}, ext4)", path.display()));
         }
     }
