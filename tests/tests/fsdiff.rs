@@ -80,6 +80,8 @@ fn run(cases: Vec<matrix::Case>) -> Result<()> {
         cases.len(),
         failed.join("\n")
     );
+    let names: Vec<_> = cases.iter().map(|case| case.name).collect();
+    println!("ran: {} kinds of volumes compared: {}", names.len(), names.join("; "));
     Ok(())
 }
 

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 pub fn is_root(test: &str) -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
-        println!("{test}: SKIPPED, it mounts images and needs root");
+        println!("skipped: {test} mounts images, which needs root");
     }
     root
 }
