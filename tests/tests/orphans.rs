@@ -207,3 +207,59 @@ fn orphans_are_cut_and_removed_as_the_kernel_does() {
         println!("{name}: equal");
     }
 }
+
+/// Blocks larger than a page, which no kernel here mounts: e2fsck judges.
+#[test]
+fn orphans_in_blocks_over_a_page() {
+    if let Some(why) = kernel::missing() {
+        println!("nothing checked: {why}");
+        return;
+    }
+    let kinds: [&[&str]; 4] = [
+        &["-b", "8192"],
+        &["-b", "65536", "-O", "quota"],
+        &["-b", "16384", "-O", "bigalloc,quota", "-C", "65536"],
+        &["-b", "32768", "-O", "^metadata_csum,inline_data"],
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    let (image, source) = (dir.path().join("image"), dir.path().join("source"));
+    std::fs::create_dir(&source).unwrap();
+    let contents =
+        |number: usize| tests::fsdiff::populate::pattern(number as u64, number * 500_000);
+    for number in 0..3 {
+        std::fs::write(source.join(format!("file{number}")), contents(number)).unwrap();
+    }
+    for kind in kinds {
+        for size in [Some(100_001), None] {
+            let arguments = [&["-t", "ext4", "-d", arg(&source)], kind].concat();
+            mke2fs(&image, 256, &arguments).unwrap();
+            // It counts the files for the quotas, and ends with 1.
+            let _ = run("e2fsck", &["-fy", arg(&image)]);
+            let inodes: Vec<u64> = (0..3).map(|number| file(&image, number).0).collect();
+            orphan(&image, &inodes, size).unwrap();
+            let memory = Arc::new(MemSource::new(std::fs::read(&image).unwrap()));
+            let disk: Arc<dyn BlockSource> = memory.clone();
+            let report = cfs::journal::recover(&disk).unwrap().unwrap();
+            drop(disk);
+            assert_eq!(report.orphans.left, None, "{kind:?}");
+            assert_eq!(report.orphans.removed + report.orphans.cut, 3, "{kind:?}: {report:?}");
+            std::fs::write(&image, Arc::into_inner(memory).unwrap().into_bytes()).unwrap();
+            assert_clean(&image).with_context(|| format!("{kind:?} {size:?}")).unwrap();
+            if size.is_some() {
+                let found = file(&image, 2).1;
+                assert!(found == contents(2)[..100_001], "{kind:?}");
+            }
+        }
+    }
+}
+
+/// A file's inode and contents.
+fn file(image: &Path, number: usize) -> (u64, Vec<u8>) {
+    let volume = tests::fsdiff::EngineView::open(image).unwrap().volume;
+    let root = volume.inode(cfs::id::Ino::ROOT).unwrap();
+    let ino = volume.lookup(&root, format!("file{number}").as_bytes()).unwrap();
+    let inode = volume.inode(ino).unwrap();
+    let mut bytes = vec![0; inode.size as usize];
+    volume.read(&inode, 0, &mut bytes).unwrap();
+    (ino.0.into(), bytes)
+}
