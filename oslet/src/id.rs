@@ -161,12 +161,6 @@ impl PageRef {
             | (self.home.index() as u64) << Self::HOME_SHIFT
     }
 
-    /// The frame's number in a word.
-    #[inline(always)]
-    pub(crate) const fn frame_of(word: u64) -> usize {
-        (word >> Self::FRAME_SHIFT) as usize & ((1 << limits::FRAME_BITS) - 1)
-    }
-
     /// From a word, its spare bits ignored; `None` for "no reference". Bounds against the home's
     /// segment are checked where it is used.
     #[inline(always)]

@@ -71,38 +71,48 @@ pub fn read_record(words: &impl ReadWords, base: usize, out: &mut [u64]) -> Opti
     None
 }
 
-/// Links `value` under `key` in the slot at `base`, which must be empty. The writer's lock is held.
-pub fn link(words: &impl WriteWords, base: usize, key: u64, value: u64) {
-    debug_assert_eq!(words.load(base + 1, Ordering::Relaxed), 0);
+/// Where the two words of a slot are: a bucket may keep its keys together, to be compared at once.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Slot {
+    /// The key's word.
+    pub key: usize,
+    /// The word of the reference.
+    pub value: usize,
+}
+
+/// Links `value` under `key` in a slot, which must be empty. The writer's lock is held.
+pub fn link(words: &impl WriteWords, slot: Slot, key: u64, value: u64) {
+    debug_assert_eq!(words.load(slot.value, Ordering::Relaxed), 0);
     // Behind the zero of `unlink`: who sees this key behind its fence does not see the old value.
-    words.store(base, key, Ordering::Release);
+    words.store(slot.key, key, Ordering::Release);
     // SYNC POINT: page linked
-    words.store(base + 1, value, Ordering::SeqCst);
+    words.store(slot.value, value, Ordering::SeqCst);
 }
 
 /// Empties a slot. The frame that it named is reused only behind a fence and a look at the pins:
 /// [`crate::arena::Arena::retire`].
-pub fn unlink(words: &impl WriteWords, base: usize) {
+pub fn unlink(words: &impl WriteWords, slot: Slot) {
     // SYNC POINT: page linked
-    words.store(base + 1, 0, Ordering::SeqCst);
+    words.store(slot.value, 0, Ordering::SeqCst);
 }
 
-/// The value under `key` in the slot at `base`, or `None`. What it names may be gone by the time
-/// it is used: pin, then ask [`still_linked`].
+/// The value under `key` in a slot, or `None`. What it names may be gone by the time it is used:
+/// pin, then ask [`still_linked`].
 #[inline(always)]
-pub fn linked(words: &impl ReadWords, base: usize, key: u64) -> Option<u64> {
+pub fn linked(words: &impl ReadWords, slot: Slot, key: u64) -> Option<u64> {
     // SYNC POINT: page linked
-    let value = words.load(base + 1, Ordering::Acquire);
-    (value != 0 && words.load(base, Ordering::Relaxed) == key).then_some(value)
+    let value = words.load(slot.value, Ordering::Acquire);
+    (value != 0 && words.load(slot.key, Ordering::Relaxed) == key).then_some(value)
 }
 
 /// Whether the slot still holds exactly that, behind a pin. Both words count: one frame may be
 /// linked under several keys (the page of zeros), and a slot may be refilled between the two loads
 /// of [`linked`].
 #[inline(always)]
-pub fn still_linked(words: &impl ReadWords, base: usize, key: u64, value: u64) -> bool {
+pub fn still_linked(words: &impl ReadWords, slot: Slot, key: u64, value: u64) -> bool {
     // SYNC POINT: page linked
-    words.load(base + 1, Ordering::SeqCst) == value && words.load(base, Ordering::Relaxed) == key
+    words.load(slot.value, Ordering::SeqCst) == value
+        && words.load(slot.key, Ordering::Relaxed) == key
 }
 
 #[cfg(all(test, loom))]

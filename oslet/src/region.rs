@@ -24,11 +24,11 @@ use parking_lot::Mutex;
 pub use crate::member::word::{MemberState, Membership};
 pub use backing::{Backing, HUGE_PAGE};
 pub use control::{ClusterId, ControlPage, Ownership};
-pub use map::{Atom, Mapping, Paging, RawSlice, RawSliceMut, Ro, Rw};
+pub use map::{Atom, Mapping, Paging, RawFrame, RawSlice, RawSliceMut, Ro, Rw};
 pub use pins::Pins;
 pub use segment::{OwnSegment, OwnedFrame, PeerSegment, SegmentSpec, Table};
 
-use crate::hazard::{self, Counter, Seen};
+use crate::hazard::{self, Seen};
 use crate::id::{Epoch, FrameNo, PageRef, ParticipantId};
 use crate::sync::{AtomicU16, Ordering, fence};
 use crate::{Error, Result, limits};
@@ -149,7 +149,7 @@ impl Region {
 
     fn any_pinned(&self, record: &Mapped) -> bool {
         let pins = &record.pins;
-        (0..pins.len()).any(|frame| hazard::is_pinned(&PinCounter { pins, frame }))
+        (0..pins.len()).filter_map(|frame| pins.get(frame)).any(hazard::is_pinned)
     }
 
     /// With `records` locked.
@@ -227,18 +227,15 @@ impl Region {
         if record.segment.epoch() != epoch {
             return None;
         }
-        let bytes = record.segment.frame(page.frame)?;
-        let counter = PinCounter { pins: &record.pins, frame: page.frame.0 as usize };
-        let before = hazard::pin(&counter, record.segment.clock());
+        let bytes = record.segment.frame_start(page.frame)?;
+        let counter = record.pins.get(page.frame.0 as usize)?;
+        let before = hazard::pin(counter, record.segment.clock());
+        // The guard's drop takes the pin back.
+        let guard = PageGuard { bytes, counter, page: page.to_word() };
         let good = before < hazard::MAX_PINS_PER_FRAME
             && !record.forgotten.load(Ordering::Relaxed)
             && still();
-        if !good {
-            hazard::unpin(&counter);
-            return None;
-        }
-        // The guard's drop takes the pin back.
-        Some(PageGuard { bytes, pins: &record.pins, page: page.to_word() })
+        good.then_some(guard)
     }
 
     /// Pins the frame of a reference that came in a message: it is valid while its generation is.
@@ -261,8 +258,9 @@ impl Region {
     pub fn pin_from(
         &self,
         page: PageRef,
-        (who, epoch): (ParticipantId, Epoch),
+        from: (ParticipantId, Epoch),
     ) -> Result<Option<PageGuard<'_>>> {
+        let (who, epoch) = from;
         let Some(record) = self.mapped(page.home) else { return Ok(None) };
         if page.frame.0 as usize >= record.segment.frames() {
             return Ok(None);
@@ -279,11 +277,8 @@ impl Region {
     /// That the frame could be pinned once more, for who was refused.
     fn check_pinnable(&self, page: PageRef) -> Result<()> {
         let Some(record) = self.mapped(page.home) else { return Ok(()) };
-        if page.frame.0 as usize >= record.pins.len() {
-            return Ok(());
-        }
-        let counter = PinCounter { pins: &record.pins, frame: page.frame.0 as usize };
-        match hazard::count(&counter) {
+        let Some(counter) = record.pins.get(page.frame.0 as usize) else { return Ok(()) };
+        match hazard::count(counter) {
             pins if pins >= hazard::MAX_PINS_PER_FRAME => Err(Error::Exhausted(format!(
                 "{page:?}: pinned {pins} times by this process; drop some of its guards"
             ))),
@@ -294,7 +289,7 @@ impl Region {
     /// The bytes of a frame without a pin: only for whoever otherwise knows that it is not reused
     /// (its home, while it has not retired it).
     pub fn peek(&self, page: PageRef) -> Option<RawSlice> {
-        self.mapped(page.home)?.segment.frame(page.frame)
+        Some(self.mapped(page.home)?.segment.frame_start(page.frame)?.slice())
     }
 
     /// Every other participant whose segment is mapped and that has not ended.
@@ -381,37 +376,13 @@ impl PinIndex {
     }
 }
 
-/// One of this process's own counters.
-struct PinCounter<'p> {
-    pins: &'p Rw<AtomicU16>,
-    frame: usize,
-}
-
-impl Seen for PinCounter<'_> {
-    #[inline(always)]
-    fn load(&self, order: Ordering) -> u16 {
-        self.pins.load(self.frame, order)
-    }
-}
-
-impl Counter for PinCounter<'_> {
-    #[inline(always)]
-    fn fetch_add(&self, value: u16, order: Ordering) -> u16 {
-        self.pins.fetch_add(self.frame, value, order)
-    }
-    #[inline(always)]
-    fn fetch_sub(&self, value: u16, order: Ordering) -> u16 {
-        self.pins.fetch_sub(self.frame, value, order)
-    }
-}
-
 /// A pinned frame: its memory is not reused while this lives.
 ///
 /// It pins memory, not a version: what the page shows may change, as in any page cache.
 #[derive(Debug)]
 pub struct PageGuard<'r> {
-    bytes: RawSlice,
-    pins: &'r Rw<AtomicU16>,
+    bytes: RawFrame,
+    counter: &'r AtomicU16,
     /// The reference, packed: it stays in one register.
     page: u64,
 }
@@ -424,15 +395,15 @@ impl PageGuard<'_> {
 
     /// Its bytes, valid while the guard lives.
     #[inline(always)]
-    pub fn bytes(&self) -> &RawSlice {
-        &self.bytes
+    pub fn bytes(&self) -> RawSlice {
+        self.bytes.slice()
     }
 }
 
 impl Drop for PageGuard<'_> {
     #[inline(always)]
     fn drop(&mut self) {
-        hazard::unpin(&PinCounter { pins: self.pins, frame: PageRef::frame_of(self.page) });
+        hazard::unpin(self.counter);
     }
 }
 

@@ -7,12 +7,12 @@ pub trait ReadWords {
     /// Loads word `index`.
     fn load(&self, index: usize, order: Ordering) -> u64;
 
-    /// Which of the words at `base`, `base + stride` and so on, `N` of them, are `value`: bit `n`
-    /// for the `n`-th. Relaxed loads: whoever acts on a word loads it again.
+    /// Which of the eight words from `base` on, a multiple of eight, are `value`: bit `2 * n`
+    /// for the `n`-th. A hint, of relaxed loads: whoever acts on a word loads it again.
     #[inline(always)]
-    fn equal<const N: usize>(&self, base: usize, stride: usize, value: u64) -> u32 {
-        let same = |n: usize| self.load(base + n * stride, Ordering::Relaxed) == value;
-        (0..N).fold(0, |mask, n| mask | u32::from(same(n)) << n)
+    fn which(&self, base: usize, value: u64) -> u32 {
+        let same = |n: usize| self.load(base + n, Ordering::Relaxed) == value;
+        (0..8).fold(0, |mask, n| mask | u32::from(same(n)) << (2 * n))
     }
 }
 
@@ -35,8 +35,8 @@ mod shared {
         }
 
         #[inline(always)]
-        fn equal<const N: usize>(&self, base: usize, stride: usize, value: u64) -> u32 {
-            Self::equal::<N>(self, base, stride, value)
+        fn which(&self, base: usize, value: u64) -> u32 {
+            Self::which(self, base, value)
         }
     }
 

@@ -1,18 +1,18 @@
 //! Where the cached pages of files are: (inode, page) to page reference.
 
+use std::ops::Range;
+
 use oslet::id::PageRef;
-use oslet::publish;
+use oslet::publish::{self, Slot};
 use oslet::sync::Ordering;
 use oslet::words::{ReadWords, WriteWords};
 
 use super::{mix, reduce};
 use crate::id::Ino;
 
-const SLOT_WORDS: usize = 2;
 const SLOTS: usize = 8;
-const BUCKET_WORDS: usize = SLOTS * SLOT_WORDS;
-/// Free slots that a key's first bucket should keep while there are more in its second.
-const KEPT_FREE: usize = 2;
+/// The keys of a bucket, then its references: a line each.
+const BUCKET_WORDS: usize = SLOTS * 2;
 
 /// A page of a file: 32 bits of inode and 36 of page number (a file of ext4 has at most 2^36 pages
 /// of 4 KiB). The upper four bits of the page lie in the spare bits of the reference's word.
@@ -44,7 +44,7 @@ impl Key {
 pub struct Found {
     /// What the page is in.
     pub page: PageRef,
-    base: usize,
+    slot: Slot,
     value: u64,
 }
 
@@ -56,9 +56,9 @@ pub struct PageIndex<W> {
 }
 
 impl PageIndex<()> {
-    /// Bytes for an index of `frames` pages with a quarter of its slots to spare.
+    /// Bytes for an index of `frames` pages with a third of its slots to spare.
     pub fn bytes(frames: usize) -> usize {
-        let slots = frames + frames / 4;
+        let slots = frames + frames / 2;
         slots.div_ceil(SLOTS).max(2) * BUCKET_WORDS * 8
     }
 }
@@ -81,15 +81,15 @@ impl<W: ReadWords> PageIndex<W> {
     #[inline(always)]
     fn find_in(&self, bucket: usize, key: Key) -> Option<Found> {
         let first = bucket * BUCKET_WORDS;
-        let mut slots = self.words.equal::<SLOTS>(first, SLOT_WORDS, key.low);
+        let mut slots = self.words.which(first, key.low);
         // More than one may match: the slot of a link that is gone keeps its key.
         while slots != 0 {
-            let base = first + slots.trailing_zeros() as usize * SLOT_WORDS;
-            if let Some(value) = publish::linked(&self.words, base, key.low)
+            let slot = slot(first + slots.trailing_zeros() as usize / 2);
+            if let Some(value) = publish::linked(&self.words, slot, key.low)
                 && value >> PageRef::SPARE_SHIFT == key.high >> PageRef::SPARE_SHIFT
                 && let Some(page) = PageRef::from_word(value)
             {
-                return Some(Found { page, base, value });
+                return Some(Found { page, slot, value });
             }
             slots &= slots - 1;
         }
@@ -99,7 +99,7 @@ impl<W: ReadWords> PageIndex<W> {
     /// Whether a link is still there, behind a pin of its frame.
     #[inline(always)]
     pub fn still(&self, key: Key, found: &Found) -> bool {
-        publish::still_linked(&self.words, found.base, key.low, found.value)
+        publish::still_linked(&self.words, found.slot, key.low, found.value)
     }
 }
 
@@ -107,13 +107,12 @@ impl<W: WriteWords> PageIndex<W> {
     /// Links a page under a key that has no link. Returns its slot, or the keys' slots that are all
     /// taken: empty one ([`Self::make_way`], [`Self::unlink`]) and try again.
     pub fn link(&self, key: Key, page: PageRef) -> Result<usize, Vec<usize>> {
-        let [first, second] = self.homes(key).map(|bucket| self.free_slots(bucket));
-        // Readers look at the first bucket first, but a full one sends later keys away.
-        let spill = first.len() <= KEPT_FREE && second.len() > first.len();
-        match if spill { second.first() } else { first.first() } {
-            Some(&base) => {
-                publish::link(&self.words, base, key.low, page.to_word() | key.high);
-                Ok(base)
+        // Readers look at the first bucket first: the other serves when that one is full.
+        let free = self.homes(key).into_iter().find_map(|bucket| self.free_slot(bucket));
+        match free {
+            Some(at) => {
+                publish::link(&self.words, slot(at), key.low, page.to_word() | key.high);
+                Ok(at)
             }
             None => Err(self.homes(key).into_iter().flat_map(slots_of).collect()),
         }
@@ -124,17 +123,18 @@ impl<W: WriteWords> PageIndex<W> {
     ///
     /// A reader that has found the old slot finds it changed behind its pin, and asks the owner.
     pub fn make_way(&self, taken: &[usize]) -> Option<(PageRef, usize)> {
-        taken.iter().find_map(|&slot| {
-            let low = self.words.load(slot, Ordering::Relaxed);
-            let value = self.words.load(slot + 1, Ordering::Relaxed);
+        taken.iter().find_map(|&at| {
+            let from = slot(at);
+            let low = self.words.load(from.key, Ordering::Relaxed);
+            let value = self.words.load(from.value, Ordering::Relaxed);
             let high = value >> PageRef::SPARE_SHIFT << PageRef::SPARE_SHIFT;
-            let here = slot / BUCKET_WORDS;
+            let here = at / BUCKET_WORDS;
             let homes = self.homes(Key { low, high });
             let other = homes.into_iter().find(|&bucket| bucket != here)?;
-            let to = *self.free_slots(other).first()?;
+            let to = self.free_slot(other)?;
             let page = PageRef::from_word(value)?;
-            publish::link(&self.words, to, low, value);
-            publish::unlink(&self.words, slot);
+            publish::link(&self.words, slot(to), low, value);
+            publish::unlink(&self.words, from);
             Some((page, to))
         })
     }
@@ -144,26 +144,31 @@ impl<W: WriteWords> PageIndex<W> {
         [hash as u32, (hash >> 32) as u32].map(|half| reduce(half, self.buckets))
     }
 
-    fn free_slots(&self, bucket: usize) -> Vec<usize> {
-        let empty = |base: &usize| self.words.load(base + 1, Ordering::Relaxed) == 0;
-        slots_of(bucket).filter(empty).collect()
+    fn free_slot(&self, bucket: usize) -> Option<usize> {
+        slots_of(bucket).find(|&at| self.words.load(slot(at).value, Ordering::Relaxed) == 0)
     }
 
     /// What a slot links.
-    pub fn at(&self, slot: usize) -> Option<PageRef> {
-        PageRef::from_word(self.words.load(slot + 1, Ordering::Relaxed))
+    pub fn at(&self, at: usize) -> Option<PageRef> {
+        PageRef::from_word(self.words.load(slot(at).value, Ordering::Relaxed))
     }
 
     /// Empties a slot. Returns what it linked; retire it only behind this.
-    pub fn unlink(&self, slot: usize) -> Option<PageRef> {
-        let page = self.at(slot);
-        publish::unlink(&self.words, slot);
+    pub fn unlink(&self, at: usize) -> Option<PageRef> {
+        let page = self.at(at);
+        publish::unlink(&self.words, slot(at));
         page
     }
 }
 
-fn slots_of(bucket: usize) -> impl Iterator<Item = usize> {
-    (0..SLOTS).map(move |slot| bucket * BUCKET_WORDS + slot * SLOT_WORDS)
+/// The slots of a bucket, each told by its key's place.
+fn slots_of(bucket: usize) -> Range<usize> {
+    bucket * BUCKET_WORDS..bucket * BUCKET_WORDS + SLOTS
+}
+
+#[inline(always)]
+fn slot(at: usize) -> Slot {
+    Slot { key: at, value: at + SLOTS }
 }
 
 #[cfg(test)]

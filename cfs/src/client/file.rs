@@ -51,7 +51,7 @@ impl Page<'_> {
 
     /// The bytes in shared memory; `None` for a copy.
     #[inline]
-    pub fn shared(&self) -> Option<&RawSlice> {
+    pub fn shared(&self) -> Option<RawSlice> {
         match self {
             Self::Shared(guard) => Some(guard.bytes()),
             Self::Copied(_) => None,

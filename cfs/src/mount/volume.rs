@@ -82,7 +82,7 @@ impl VolumeFs {
         let pieces: Option<Vec<Piece<'_>>> = pages
             .iter()
             .map(|(page, within, len)| match page {
-                Page::Shared(guard) => Piece::shared(guard.bytes(), *within, *len),
+                Page::Shared(guard) => Piece::shared(guard, *within, *len),
                 Page::Copied(bytes) => bytes.get(*within..within + len).map(Piece::Bytes),
             })
             .collect();

@@ -57,24 +57,25 @@ fn a_pinned_frame_is_not_reused() {
     model.preemption_bound = Some(4);
     model.check(|| {
         const KEY: u64 = 7;
+        const SLOT: Slot = Slot { key: 0, value: 1 };
         let slot = Words::new(2);
         let pins = Arc::new(AtomicU16::new(0));
         let frame = Words::new(1);
         frame.store(0, 1, Ordering::Relaxed);
-        link(&slot, 0, KEY, 5);
+        link(&slot, SLOT, KEY, 5);
         let home = {
             let (slot, pins, frame) = (slot.clone(), Arc::clone(&pins), frame.clone());
             loom::thread::spawn(move || {
-                unlink(&slot, 0);
+                unlink(&slot, SLOT);
                 hazard::before_scan();
                 if !hazard::is_pinned(&*pins) {
                     frame.store(0, 2, Ordering::Relaxed);
                 }
             })
         };
-        if let Some(value) = linked(&slot, 0, KEY) {
+        if let Some(value) = linked(&slot, SLOT, KEY) {
             hazard::pin(&*pins, 0);
-            if still_linked(&slot, 0, KEY, value) {
+            if still_linked(&slot, SLOT, KEY, value) {
                 assert_eq!(frame.load(0, Ordering::Relaxed), 1, "refilled while pinned");
             }
             hazard::unpin(&*pins);

@@ -13,6 +13,7 @@ use memmap2::{MmapOptions, MmapRaw};
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 use super::backing::HUGE_PAGE;
+use crate::limits::FRAME_SIZE;
 use crate::{Error, Result};
 
 /// How memory is brought in when it is mapped.
@@ -282,20 +283,25 @@ impl<A: Atom> Ro<A> {
 }
 
 impl Ro<AtomicU64> {
-    /// As [`crate::words::ReadWords::equal`], with one look at the bounds and no branch on what
-    /// is found: which of a bucket's slots matches cannot be predicted.
+    /// As [`crate::words::ReadWords::which`], with one look at the bounds and no branch on what is
+    /// found: which of a bucket's slots matches cannot be predicted.
     ///
     /// # Panics
     /// If a word is out of bounds.
     #[inline(always)]
-    pub fn equal<const N: usize>(&self, base: usize, stride: usize, value: u64) -> u32 {
-        const { assert!(N > 0 && N <= 32) };
-        let last = (N - 1) * stride;
-        assert!(last < self.len && base < self.len - last, "words from {base} of {}", self.len);
-        (0..N).fold(0, |mask, n| {
-            // SAFETY: at most the last word's index, which is in bounds as asserted above.
-            let atom = unsafe { self.ptr.add(base + n * stride).as_ref() };
-            mask | u32::from(atom.load(Ordering::Relaxed) == value) << n
+    pub fn which(&self, base: usize, value: u64) -> u32 {
+        assert!(self.len >= 8 && base <= self.len - 8, "eight words from {base} of {}", self.len);
+        // SAFETY: in bounds as asserted above.
+        let line = unsafe { self.ptr.add(base) };
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
+        // SAFETY: eight words of a live mapping are read, by instructions that the compiler knows
+        // nothing of: a peer may write them meanwhile, and any mixture is a hint.
+        return unsafe { which_of_line(line.as_ptr().cast(), value) };
+        #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+        (0..8).fold(0, |mask, n| {
+            // SAFETY: in bounds as asserted above.
+            let atom = unsafe { line.add(n).as_ref() };
+            mask | u32::from(atom.load(Ordering::Relaxed) == value) << (2 * n)
         })
     }
 
@@ -307,6 +313,47 @@ impl Ro<AtomicU64> {
         // SAFETY: a 64-bit word holds two aligned 32-bit halves, and `self` keeps it mapped.
         unsafe { &*word.add(half) }
     }
+}
+
+/// Which of the eight words at `line` are `value`, by SSE2, which every x86-64 has: halves are
+/// compared, narrowed to a byte each, and both halves of a word must be the same.
+///
+/// # Safety
+/// 64 bytes can be read there.
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+#[inline(always)]
+unsafe fn which_of_line(line: *const u64, value: u64) -> u32 {
+    let bytes: u32;
+    // SAFETY: reads 64 bytes, as the caller allows; writes registers alone.
+    unsafe {
+        std::arch::asm!(
+            "movq {v}, {value}",
+            "punpcklqdq {v}, {v}",
+            "movdqu {a}, [{line}]",
+            "movdqu {b}, [{line} + 16]",
+            "movdqu {c}, [{line} + 32]",
+            "movdqu {d}, [{line} + 48]",
+            "pcmpeqd {a}, {v}",
+            "pcmpeqd {b}, {v}",
+            "pcmpeqd {c}, {v}",
+            "pcmpeqd {d}, {v}",
+            "packssdw {a}, {b}",
+            "packssdw {c}, {d}",
+            "packsswb {a}, {c}",
+            "pmovmskb {bytes:e}, {a}",
+            value = in(reg) value,
+            line = in(reg) line,
+            v = out(xmm_reg) _,
+            a = out(xmm_reg) _,
+            b = out(xmm_reg) _,
+            c = out(xmm_reg) _,
+            d = out(xmm_reg) _,
+            bytes = out(reg) bytes,
+            options(nostack, readonly, preserves_flags),
+        );
+    }
+    // Two bits a word; the lower stays where both are set.
+    bytes & bytes >> 1 & 0x5555
 }
 
 /// An array of atomic words that this process may change.
@@ -339,6 +386,12 @@ impl<A: Atom> Rw<A> {
     #[inline(always)]
     pub fn load(&self, index: usize, order: Ordering) -> A::Int {
         self.0.load(index, order)
+    }
+
+    /// Word `index` itself; `None` out of bounds. Only this process writes it (R1).
+    #[inline(always)]
+    pub fn get(&self, index: usize) -> Option<&A> {
+        (index < self.0.len).then(|| self.0.atom(index))
     }
 
     /// Stores word `index`; panics if it is out of bounds.
@@ -460,6 +513,35 @@ impl RawSlice {
         // SAFETY: in bounds; unaligned reads are allowed by `read_unaligned`, and a torn value is
         // still a value.
         Some(unsafe { self.ptr.as_ptr().add(offset).cast::<u64>().read_unaligned() })
+    }
+}
+
+/// The bytes of one frame, as [`RawSlice`].
+#[derive(Clone, Copy, Debug)]
+pub struct RawFrame(NonNull<u8>);
+
+// SAFETY: as of `RawSlice`.
+unsafe impl Send for RawFrame {}
+// SAFETY: as above.
+unsafe impl Sync for RawFrame {}
+
+impl RawFrame {
+    /// Its bytes.
+    #[inline(always)]
+    pub fn slice(self) -> RawSlice {
+        RawSlice { ptr: self.0, len: FRAME_SIZE }
+    }
+}
+
+impl RawSlice {
+    /// Frame `index` of these; `None` if it does not lie inside.
+    #[inline(always)]
+    pub fn frame(&self, index: usize) -> Option<RawFrame> {
+        if index >= self.len / FRAME_SIZE {
+            return None;
+        }
+        // SAFETY: within the slice.
+        Some(RawFrame(unsafe { self.ptr.add(index * FRAME_SIZE) }))
     }
 }
 

@@ -4,11 +4,11 @@ use std::fmt;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use super::map::{RawSlice, Rw};
+use super::map::RawSlice;
 use super::{PageGuard, Region};
-use crate::Result;
 use crate::id::{Epoch, PageRef, ParticipantId};
 use crate::sync::AtomicU16;
+use crate::{Result, hazard};
 
 /// A set of pinned frames that keeps its region alive: for what outlives a borrow, such as I/O in
 /// flight. One [`PageGuard`] is cheaper where a borrow will do.
@@ -20,8 +20,8 @@ pub struct Pins {
 struct Pinned {
     page: PageRef,
     bytes: RawSlice,
-    /// Of a record of the region, which frees records only when it is dropped itself.
-    pins: NonNull<Rw<AtomicU16>>,
+    /// In the own segment, which stays mapped while the region lives.
+    pin: NonNull<AtomicU16>,
 }
 
 // SAFETY: the counters are atomics in a `Sync` record of the region, which `Pins` keeps alive.
@@ -63,8 +63,8 @@ impl Pins {
 
     fn keep(pinned: &mut Vec<Pinned>, guard: Option<PageGuard<'_>>) -> bool {
         let Some(guard) = guard else { return false };
-        let (page, bytes, pins) = (guard.page_ref(), guard.bytes, NonNull::from(guard.pins));
-        pinned.push(Pinned { page, bytes, pins });
+        let (page, bytes, pin) = (guard.page_ref(), guard.bytes(), NonNull::from(guard.counter));
+        pinned.push(Pinned { page, bytes, pin });
         // The pin is now the set's to take back.
         std::mem::forget(guard);
         true
@@ -98,11 +98,10 @@ impl Pins {
 
 impl Drop for Pins {
     fn drop(&mut self) {
-        for Pinned { page, bytes, pins } in self.pinned.drain(..) {
-            // SAFETY: the record that holds the counters lives as long as `self.region`.
-            let pins = unsafe { pins.as_ref() };
-            // The guard that was forgotten in `keep`, made again: its drop takes the pin back.
-            drop(PageGuard { bytes, pins, page: page.to_word() });
+        for Pinned { pin, .. } in self.pinned.drain(..) {
+            // What the guard would do that was forgotten in `keep`.
+            // SAFETY: the counter is of the own segment, mapped as long as `self.region` lives.
+            hazard::unpin(unsafe { pin.as_ref() });
         }
     }
 }

@@ -138,7 +138,7 @@ fn a_new_incarnation_replaces_the_old_one() {
     assert!(b.pin_from(page, of_old).unwrap().is_none());
     assert_eq!(b.pin_from(page, of_new).unwrap().unwrap().bytes().byte(0), Some(8));
     assert!(b.map(&old.own().reader().unwrap(), runtime(0), Epoch(1)).is_err());
-    let at = *guard.bytes();
+    let at = guard.bytes();
     assert_eq!(b.release_forgotten().unwrap(), 1, "it is pinned");
     assert_eq!(guard.bytes().byte(0), Some(7));
     drop(guard);
@@ -201,7 +201,7 @@ fn random_bytes_are_no_segment_and_reach_nothing_outside() {
             PeerSegment::open(&file, b.control().cluster(), runtime(0), Epoch(1), Paging::default())
         {
             for frame in 0..segment.frames() as u32 {
-                segment.frame(crate::id::FrameNo(frame)).unwrap().byte(4095).unwrap();
+                segment.frame_start(crate::id::FrameNo(frame)).unwrap().slice().byte(4095).unwrap();
             }
         }
         if round % 4 == 3 {
@@ -256,4 +256,21 @@ fn a_named_backing_leaves_no_file_behind() {
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
     drop((own, control));
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn words_of_a_line_are_compared_at_once() {
+    let (a, _) = pair(1);
+    let offset = a.own().alloc(192, 64).unwrap();
+    let words = a.own().words_mut(offset, 24).unwrap();
+    let halves = [0x1111_2222_3333_4444, 0x1111_2222_0000_0000, 0x3333_4444, 0x3333_4444_1111_2222];
+    for (n, value) in halves.into_iter().cycle().take(24).enumerate() {
+        words.store(n, value, Ordering::Relaxed);
+    }
+    let line = words.read_only();
+    assert_eq!(line.which(8, halves[0]), 1 | 1 << 8, "bit 2 n for the n-th");
+    assert_eq!(line.which(8, halves[1]), 1 << 2 | 1 << 10);
+    assert_eq!(line.which(16, halves[3]), 1 << 6 | 1 << 14);
+    assert_eq!(line.which(0, 0x4444_3333_2222_1111), 0);
+    assert!(std::panic::catch_unwind(|| line.which(17, 0)).is_err(), "out of bounds");
 }

@@ -4,7 +4,7 @@ use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd};
 
-use crate::region::RawSlice;
+use crate::region::{PageGuard, RawSlice};
 
 /// A hole is written from here, however long it is.
 static ZEROS: [u8; 65536] = [0; 65536];
@@ -23,16 +23,20 @@ pub enum Piece<'a> {
     Zeros(usize),
 }
 
-/// A part of a [`RawSlice`], whose guard it keeps borrowed.
+/// A part of a pinned frame, whose guard it keeps borrowed.
 #[derive(Clone, Copy, Debug)]
 pub struct Shared<'a> {
     bytes: RawSlice,
-    guard: PhantomData<&'a RawSlice>,
+    guard: PhantomData<&'a PageGuard<'a>>,
 }
 
 impl<'a> Piece<'a> {
-    /// The bytes `[offset, offset + len)` of `bytes`; `None` if they are not inside.
-    pub fn shared(bytes: &'a RawSlice, offset: usize, len: usize) -> Option<Self> {
+    /// The bytes `[offset, offset + len)` of a pinned frame; `None` if they are not inside.
+    pub fn shared(guard: &'a PageGuard<'_>, offset: usize, len: usize) -> Option<Self> {
+        Self::part(guard.bytes(), offset, len)
+    }
+
+    fn part(bytes: RawSlice, offset: usize, len: usize) -> Option<Self> {
         let bytes = bytes.sub(offset, len)?;
         Some(Self::Shared(Shared { bytes, guard: PhantomData }))
     }
@@ -153,8 +157,8 @@ mod tests {
         io::Write::write_all(&mut file, &[[1; 4096], [2; 4096]].concat()).unwrap();
         let map = Arc::new(Mapping::new(&file, 8192, false, "test").unwrap());
         let bytes = map.slice(0, 8192).unwrap();
-        assert!(Piece::shared(&bytes, 4096, 4097).is_none());
-        let piece = Piece::shared(&bytes, 4095, 3).unwrap();
+        assert!(Piece::part(bytes, 4096, 4097).is_none());
+        let piece = Piece::part(bytes, 4095, 3).unwrap();
         assert_eq!(written(&[piece, Piece::Bytes(b"x")])[4..], [1, 2, 2, b'x']);
         let mut copy = [0; 3];
         piece.copy_to(&mut copy);

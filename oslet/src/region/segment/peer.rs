@@ -7,7 +7,7 @@ use super::{Table, participant_word, pin_entry_word};
 use crate::id::{Epoch, FrameNo, Generation, ParticipantId};
 use crate::region::control::{ClusterId, check_version};
 use crate::region::layout::{self, segment as at};
-use crate::region::map::{Mapping, Paging, RawSlice, Ro};
+use crate::region::map::{Mapping, Paging, RawFrame, RawSlice, Ro};
 use crate::sync::{AtomicU16, AtomicU64, Ordering};
 use crate::{Error, Result, limits};
 
@@ -76,6 +76,7 @@ impl PeerSegment {
     }
 
     /// In which incarnation.
+    #[inline(always)]
     pub fn epoch(&self) -> Epoch {
         self.epoch
     }
@@ -148,11 +149,8 @@ impl PeerSegment {
 
     /// The bytes of that frame; `None` beyond the last.
     #[inline(always)]
-    pub(in crate::region) fn frame(&self, frame: FrameNo) -> Option<RawSlice> {
-        if frame.0 as usize >= self.frames() {
-            return None;
-        }
-        self.frames.sub(frame.0 as usize * limits::FRAME_SIZE, limits::FRAME_SIZE)
+    pub(in crate::region) fn frame_start(&self, frame: FrameNo) -> Option<RawFrame> {
+        self.frames.frame(frame.0 as usize)
     }
 
     /// Whether the header is what it was when the segment was mapped. An honest participant never
