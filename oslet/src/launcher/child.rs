@@ -16,7 +16,8 @@ use crate::{Error, Result};
 
 /// The first wait before a runtime is started again; doubled each time.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
-const LONGEST_WAIT: Duration = Duration::from_secs(10);
+/// The longest: well below the time for which readers wait for an owner.
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// Having served for so long, it starts with the first wait again.
 const STEADY: Duration = Duration::from_secs(60);
 

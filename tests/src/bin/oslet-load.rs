@@ -30,6 +30,8 @@ const PAGE: usize = oslet::limits::FRAME_SIZE;
 /// Pages that a client holds at most, and how long one.
 const HELD: usize = 100;
 const HOLD_MS: usize = 400;
+/// How long a client may get nothing but EIO.
+const NOBODY: Duration = Duration::from_secs(40);
 /// Between two pieces of work, so that a machine with few CPUs has time for others.
 const PAUSE: Duration = Duration::from_millis(2);
 
@@ -115,9 +117,20 @@ fn client(run: &Path, oslet: &str, volume: &str, seed: &str) -> Result<()> {
     let client = cfs::client::join(run, oslet, volume.parse().context("volume")?)?;
     let mut random = random(seed)?;
     ready()?;
+    let mut good = Instant::now();
     loop {
-        round(&client, &mut random)?;
+        match round(&client, &mut random) {
+            Ok(()) => good = Instant::now(),
+            // Nobody served the volume for as long as readers wait.
+            Err(error) if is_eio(&error) && good.elapsed() < NOBODY => std::thread::sleep(PAUSE),
+            Err(error) => return Err(error),
+        }
     }
+}
+
+fn is_eio(error: &anyhow::Error) -> bool {
+    let errno = error.downcast_ref::<cfs::Error>().map(cfs::Error::errno);
+    errno == Some(rustix::io::Errno::IO.raw_os_error())
 }
 
 /// Pages are taken one after the other, each let go of at its time: its bytes are then what they
