@@ -1,6 +1,7 @@
 //! The owner's side of a volume: it alone reads the device, publishes what it has cached, and
 //! answers what the others miss.
 
+mod ahead;
 mod answer;
 mod pages;
 
@@ -18,6 +19,7 @@ use crate::engine::Volume;
 use crate::id::Ino;
 use crate::{Error, Result};
 
+use ahead::Ahead;
 pub use answer::Answer;
 use pages::{Fills, Frames};
 
@@ -31,6 +33,7 @@ pub struct Owner {
     names: Mutex<Names>,
     frames: Mutex<Frames>,
     fills: Fills,
+    ahead: Ahead,
     /// What holes are linked to.
     zeros: PageRef,
 }
@@ -72,7 +75,7 @@ impl Owner {
             short: NameIndex::new(short, sizes.short_names, false).ok_or_else(small)?,
             long: NameIndex::new(long, sizes.long_names, true).ok_or_else(small)?,
         };
-        Ok(Arc::new(Self {
+        let owner = Arc::new(Self {
             object,
             volume,
             arena: Arc::clone(arena),
@@ -81,8 +84,11 @@ impl Owner {
             names: Mutex::new(names),
             frames: Mutex::new(Frames::new(own.frames(), frames)),
             fills: Fills::default(),
+            ahead: Ahead::new(),
             zeros,
-        }))
+        });
+        Ahead::start(&owner)?;
+        Ok(owner)
     }
 
     /// The volume's object number.

@@ -6,7 +6,7 @@ use oslet::id::{FrameNo, PageRef};
 use oslet::region::OwnedFrame;
 use parking_lot::{Condvar, Mutex};
 
-use super::Owner;
+use super::{Owner, ahead};
 use crate::cache::Key;
 use crate::disk::inode::{Inode, InodeFlags};
 use crate::engine::Mapping;
@@ -15,9 +15,7 @@ use crate::{Error, Result};
 
 const PAGE: u64 = oslet::limits::FRAME_SIZE as u64;
 /// Pages read from the device at a time.
-const FILL_PAGES: u64 = 256;
-/// Pages read beyond what was asked for when a file is read from front to back.
-const READAHEAD: u64 = 256;
+const FILL_PAGES: u64 = ahead::CHUNK;
 /// Frames looked at to choose the idlest of them.
 const SAMPLE: usize = 64;
 /// Frames taken out at a time.
@@ -87,31 +85,55 @@ impl Drop for Release<'_> {
 
 impl Owner {
     /// References to `count` pages of a file from `first` on, read in where they are not cached;
-    /// fewer at its end. Reads ahead when the page before is cached.
+    /// fewer at its end. What a reader from front to back will want next is read meanwhile.
     pub(super) fn read_pages(&self, ino: Ino, first: u64, count: u64) -> Result<Vec<PageRef>> {
         let inode = self.inode(ino)?;
         let end = inode.size.div_ceil(PAGE);
         let last = first.saturating_add(count).min(end);
         let mut found = HashMap::new();
+        let mut seen = false;
         let mut at = first;
         while at < last {
-            let ahead = if at > 0 && self.find(ino, at - 1).is_some() { READAHEAD } else { 0 };
-            match self.find(ino, at) {
-                Some(page) => {
-                    found.insert(at, page);
-                    at += 1;
+            if let Some(page) = self.find(ino, at) {
+                found.insert(at, page);
+                at += 1;
+                continue;
+            }
+            let mut until = last;
+            if !std::mem::replace(&mut seen, true) {
+                let follows = at > 0 && self.find(ino, at - 1).is_some();
+                let (_, budget) = self.usage();
+                let most = budget as u64 / 8;
+                if !self.ahead.missed(ino, &(at..last), follows, end, most) && follows {
+                    // Nobody else reads ahead: in the same turn, then.
+                    until = last.saturating_add(FILL_PAGES).min(end);
                 }
-                None => {
-                    let until = last.saturating_add(ahead).min(end).min(at + self.fill_pages());
-                    self.fill(&inode, at, until, &mut found)?;
-                    // What another thread was reading is found, or read, in the next turn.
-                    while found.contains_key(&at) {
-                        at += 1;
-                    }
-                }
+            }
+            self.fill(&inode, at, until.min(at + self.fill_pages()), &mut found)?;
+            // What another thread was reading is found, or read, in the next turn.
+            while found.contains_key(&at) {
+                at += 1;
             }
         }
         Ok((first..last).map_while(|page| found.get(&page).copied()).collect())
+    }
+
+    /// Brings pages in that nobody waits for yet.
+    pub(super) fn bring_in(&self, ino: Ino, pages: std::ops::Range<u64>) -> Result<()> {
+        let inode = self.inode(ino)?;
+        let end = pages.end.min(inode.size.div_ceil(PAGE));
+        let mut at = pages.start;
+        while at < end {
+            let claimed = self.fills.pages.lock().contains(&(ino, at));
+            if claimed || self.find(ino, at).is_some() {
+                at += 1;
+                continue;
+            }
+            let mut found = HashMap::new();
+            self.fill(&inode, at, end.min(at + self.fill_pages()), &mut found)?;
+            at += (found.len() as u64).max(1);
+        }
+        Ok(())
     }
 
     /// Pages to read at a time: a small cache is not swept out for one of them.
