@@ -92,12 +92,28 @@ impl Client {
     /// An inode's attributes and what else is published of it.
     #[inline]
     pub fn record(&self, ino: Ino) -> Result<InodeRecord> {
-        let found = self.cached(|view| view.inodes.as_ref()?.find(ino));
-        if let Some(record) = found {
+        if let Some(record) = self.cached_record(ino) {
             return Ok(record);
         }
         let answer = self.ask(kind::GETATTR, ino, 0, &[])?;
         record_in(&answer, Some(ino))
+    }
+
+    /// The same if it is published: the owner is not asked.
+    #[inline]
+    pub fn cached_record(&self, ino: Ino) -> Option<InodeRecord> {
+        self.cached(|view| view.inodes.as_ref()?.find(ino))
+    }
+
+    /// What a name in a directory leads to, if that is published: the owner is not asked.
+    #[inline]
+    pub fn cached_lookup(&self, dir: Ino, name: &[u8]) -> Option<Result<InodeRecord>> {
+        let key = Name::new(dir, name)?;
+        let found = self.cached(|view| {
+            let Some(ino) = view.names(&key)?.find(&key)? else { return Some(None) };
+            view.inodes.as_ref()?.find(ino).map(Some)
+        });
+        found.map(|record| record.ok_or(Error::NotFound))
     }
 
     /// What a name in a directory leads to.

@@ -23,7 +23,7 @@
 //! # Rules for a filesystem
 //!
 //! - Answering is an obligation: [`Reply`] is consumed by its answer, and one dropped answers EIO.
-//! - A method that blocks holds up its CPU's requests: move the reply to another thread instead.
+//! - A method that blocks holds up its CPU's requests: what may wait is given to [`Waits`].
 //! - Notifications ([`Notifier`]) may wait until the kernel has had other requests answered: never
 //!   send them from a thread that answers requests.
 //! - Whoever holds a descriptor of the connection keeps it alive after the server's death, and its
@@ -43,6 +43,7 @@ mod reply;
 mod session;
 mod uring;
 mod volume;
+mod waits;
 
 pub use notify::{Invalidate, Notifier};
 pub use ops::{
@@ -55,3 +56,4 @@ pub use reply::{
 };
 pub use session::{Choice, Config, Session, Transport};
 pub use volume::VolumeFs;
+pub use waits::{Held, Waits};

@@ -171,6 +171,13 @@ impl VolumeService {
         Ok(transport)
     }
 
+    /// The mount was made in the PID namespace whose first process is `init`.
+    pub(crate) fn set_init(&self, init: u32) {
+        if let Some(mounted) = &*self.mounted.lock() {
+            mounted.session.set_proc(format!("/proc/{init}/root/proc").into());
+        }
+    }
+
     /// Ends the mount's service, behind the end of the namespace that it was mounted in.
     pub(crate) fn end_mount(&self) -> Result<()> {
         let Some(MountedRoot { session, connection }) = self.mounted.lock().take() else {

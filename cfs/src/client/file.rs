@@ -101,6 +101,13 @@ impl File {
         }
     }
 
+    /// The page if it is cached: the owner is not asked.
+    #[inline]
+    pub fn cached_ref(&self, page: u64) -> Result<Option<Page<'_>>> {
+        let Some(key) = Key::new(self.ino, page) else { return Ok(None) };
+        self.pin_cached(key).transpose().map(|guard| guard.map(Page::Shared))
+    }
+
     /// Fills `buf` with the bytes from `offset` on, copied. Returns how many there were: fewer only
     /// at the file's end.
     pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {

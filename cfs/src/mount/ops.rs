@@ -1,5 +1,6 @@
 //! What a filesystem does for a mount: one trait, whatever the transport.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{FileType, OFlags};
@@ -9,6 +10,7 @@ use super::reply::{
     Attributes, Data, Directory, DirectoryPlus, Done, FlagsReply, Lookup, Opened, Position, Reply,
     Statistics, StatxAttributes, Value,
 };
+use super::waits::Waits;
 
 /// An inode as the mount names it, chosen by the filesystem. Never 0.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -197,14 +199,15 @@ pub struct Agreed {
 /// answered by the transport (EROFS; ENAMETOOLONG for names over 255 bytes).
 ///
 /// Methods are called from many threads at once. Each is given a [`Reply`], which may be answered
-/// at once or moved to another thread: a method that blocks holds up its CPU's other requests. A
+/// at once or moved to another thread: a method that blocks holds up its CPU's other requests, and
+/// [`Waits`] is for those that may. A
 /// reply that is dropped answers EIO. Names are bytes.
 pub trait Filesystem: Send + Sync + 'static {
     /// Asked once, before [`Self::init`].
     fn features(&self) -> Features;
 
-    /// The mount begins.
-    fn init(&self, _agreed: &Agreed) {}
+    /// The mount begins; what may wait is to be given to `waits`.
+    fn init(&self, _agreed: &Agreed, _waits: &Arc<Waits>) {}
 
     /// The mount has ended; no other method runs any more, but replies may be outstanding.
     fn destroy(&self) {}

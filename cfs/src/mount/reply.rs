@@ -156,7 +156,24 @@ impl Reply<Data> {
     }
 }
 
+impl Directory {
+    /// Bytes of an entry with a name of so many.
+    pub(super) const fn size(name: usize) -> usize {
+        abi::dirent_len(name)
+    }
+}
+
+impl DirectoryPlus {
+    /// Bytes of an entry beside those that it has in a plain listing.
+    pub(super) const ENTRY: usize = size_of::<abi::EntryOut>();
+}
+
 impl Reply<Directory> {
+    /// Bytes that a listing may have.
+    pub fn room(&self) -> usize {
+        self.limit
+    }
+
     /// Begins a listing.
     pub fn listing(self) -> Listing<Directory> {
         Listing { bytes: Vec::with_capacity(self.limit.min(LISTING_START)), reply: self }
@@ -164,6 +181,11 @@ impl Reply<Directory> {
 }
 
 impl Reply<DirectoryPlus> {
+    /// Bytes that a listing may have.
+    pub fn room(&self) -> usize {
+        self.limit
+    }
+
     /// Begins a listing.
     pub fn listing(self) -> Listing<DirectoryPlus> {
         Listing { bytes: Vec::with_capacity(self.limit.min(LISTING_START)), reply: self }

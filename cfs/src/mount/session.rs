@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -23,10 +24,13 @@ use super::negotiate::{Agreement, Outcome, negotiate};
 use super::notify::Notifier;
 use super::ops::Filesystem;
 use super::reply::Channel;
+use super::waits::Waits;
 use super::{dev, uring};
 
 /// How long a dropped session waits for methods that are running.
 const DROP_TIMEOUT: Duration = Duration::from_secs(5);
+/// Threads that read /dev/fuse on one CPU.
+const THREADS_PER_CPU: usize = 2;
 /// Between signals to threads that are to leave a blocking read.
 const INTERRUPT_INTERVAL: Duration = Duration::from_millis(1);
 /// One read or write is at least and at most so large.
@@ -104,6 +108,7 @@ impl Session {
         let device = Arc::new(device);
         let (unique, agreement) = read_init(&device, &*fs, max_io)?;
         let shared = Arc::new(Shared::new(fs, &device, &agreement)?);
+        shared.waits.attach(&shared);
         // While this lives the session does not end, however fast its threads do.
         let starting = Guard::idle(&shared);
         let (rings, transport) = choose(&shared, &device, &config, &agreement);
@@ -139,6 +144,12 @@ impl Session {
     /// What was agreed with the kernel.
     pub fn agreed(&self) -> &super::Agreed {
         &self.shared.agreement.agreed
+    }
+
+    /// Callers are numbered in the PID namespace that the mount was made in; `proc` is a proc
+    /// filesystem of it, by which it is seen that one is being killed. Without this: /proc.
+    pub fn set_proc(&self, proc: PathBuf) {
+        self.shared.waits.set_proc(proc);
     }
 
     /// Sends notifications.
@@ -196,7 +207,7 @@ impl Session {
 
     fn answer_init(&self, device: &OwnedFd, unique: u64, agreement: &Agreement) -> Result<()> {
         let answer = agreement.answer(self.transport == Transport::Uring);
-        self.shared.fs.init(&agreement.agreed);
+        self.shared.fs.init(&agreement.agreed, &self.shared.waits);
         write_init(device, unique, &answer)
     }
 
@@ -206,9 +217,10 @@ impl Session {
             Transport::Uring => vec![None],
             Transport::Device(_) => config.cpus.iter().copied().map(Some).collect(),
         };
-        if cpus.len() == 1 && self.transport != Transport::Uring {
-            // One method that blocks must not hold up everything.
-            cpus.push(cpus[0]);
+        if self.transport != Transport::Uring {
+            // One may wait, and the other serves.
+            cpus = cpus.repeat(THREADS_PER_CPU);
+            self.shared.waits.set_takers(cpus.len());
         }
         for (index, cpu) in cpus.into_iter().enumerate() {
             // Also the first: requests read through a clone fail when it is closed, even while
@@ -320,6 +332,7 @@ fn write_init(device: &OwnedFd, unique: u64, answer: &abi::InitOut) -> Result<()
 pub(super) struct Shared {
     fs: Arc<dyn Filesystem>,
     agreement: Agreement,
+    waits: Arc<Waits>,
     /// Gone when the session has ended, so that notifiers do not keep the connection alive.
     device: Mutex<Option<Arc<OwnedFd>>>,
     interrupter: Interrupter,
@@ -343,6 +356,7 @@ impl Shared {
     fn new(fs: Arc<dyn Filesystem>, device: &Arc<OwnedFd>, agreement: &Agreement) -> Result<Self> {
         Ok(Self {
             fs,
+            waits: Waits::new(),
             agreement: *agreement,
             device: Mutex::new(Some(device.clone())),
             interrupter: Interrupter::new().map_err(Error::io("sigaction"))?,
@@ -391,6 +405,7 @@ impl Shared {
         if self.stopping.swap(true, Ordering::AcqRel) {
             return;
         }
+        self.waits.stop();
         for stopper in &*self.stoppers.lock() {
             stopper.stop();
         }
@@ -437,7 +452,7 @@ impl Guard {
     }
 
     /// One that only holds up the end.
-    fn idle(shared: &Arc<Shared>) -> Self {
+    pub(super) fn idle(shared: &Arc<Shared>) -> Self {
         shared.state.lock().live += 1;
         Self { shared: shared.clone(), serves: false }
     }

@@ -1,18 +1,18 @@
 //! A volume as a FUSE mount shows it, through the native interface.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use super::{
-    Attr, Attributes, Data, DirEntry, Directory, DirectoryPlus, Entry, Features, FileFlags,
+    Agreed, Attr, Attributes, Data, DirEntry, Directory, DirectoryPlus, Entry, Features, FileFlags,
     Filesystem, FlagsReply, Handle, Lookup, NodeId, Piece, Position, ReadRange, Reply, Request,
-    StatFs, Statistics, Statx, StatxAttributes, Time, Value, Whence,
+    StatFs, Statistics, Statx, StatxAttributes, Time, Value, Waits, Whence,
 };
 use crate::cache::InodeRecord;
-use crate::client::{Client, Page};
+use crate::client::{self, Client, File, Page};
 use crate::disk::inode::{InodeFlags, Kind};
 use crate::disk::time::Timestamp;
 use crate::id::Ino;
@@ -39,14 +39,50 @@ const VISIBLE_FLAGS: u32 = 0x725b_dfff;
 const PROJECT_INHERIT: u32 = 0x2000_0000;
 
 /// A read-only volume behind a mount.
+///
+/// What is published is answered at once; the owner is asked where that holds up nobody.
 pub struct VolumeFs {
     client: Arc<Client>,
+    waits: OnceLock<Arc<Waits>>,
 }
 
 impl VolumeFs {
     /// Shows the volume that `client` reads.
     pub fn new(client: Arc<Client>) -> Arc<Self> {
-        Arc::new(Self { client })
+        Arc::new(Self { client, waits: OnceLock::new() })
+    }
+
+    /// Asks by `ask`, which may wait, and answers by `answer`.
+    fn wait<K: 'static, T>(
+        &self,
+        request: &Request,
+        reply: Reply<K>,
+        ask: impl FnOnce(&Arc<Client>) -> T + Send + 'static,
+        answer: impl FnOnce(T, Reply<K>) + Send + 'static,
+    ) {
+        let client = Arc::clone(&self.client);
+        let Some(waits) = self.waits.get() else { return answer(ask(&client), reply) };
+        waits.run(request, reply, move |held| {
+            let found = ask(&client);
+            if let Some(reply) = held.take() {
+                answer(found, reply);
+            }
+        });
+    }
+
+    /// Answers with what is published of an inode, else asks for it.
+    fn with_record<K: 'static>(
+        &self,
+        request: &Request,
+        node: NodeId,
+        reply: Reply<K>,
+        answer: impl FnOnce(Result<InodeRecord>, Reply<K>) + Send + 'static,
+    ) {
+        let ino = ino(node);
+        match self.client.cached_record(ino) {
+            Some(record) => answer(Ok(record), reply),
+            None => self.wait(request, reply, move |client| client.record(ino), answer),
+        }
     }
 
     fn entry(record: &InodeRecord) -> Entry {
@@ -58,67 +94,6 @@ impl VolumeFs {
             attr_ttl: FOREVER,
         }
     }
-
-    fn read_range(&self, ino: Ino, range: ReadRange, reply: Reply<Data>) {
-        let file = self.client.file(ino);
-        let pages = self.client.stat(ino).and_then(|attr| {
-            let end = range.offset.saturating_add(u64::from(range.size)).min(attr.size);
-            let mut pages = Vec::new();
-            let mut at = range.offset;
-            while at < end {
-                let within = at % PAGE;
-                let len = (end - at).min(PAGE - within);
-                let page = file.read_ref_of(at / PAGE, end.div_ceil(PAGE))?;
-                let page = page.ok_or_else(|| Error::corrupt(ino, "shorter than its size"))?;
-                pages.push((page, within as usize, len as usize));
-                at += len;
-            }
-            Ok(pages)
-        });
-        let pages = match pages {
-            Ok(pages) => pages,
-            Err(error) => return reply.error(errno(&error)),
-        };
-        let pieces: Option<Vec<Piece<'_>>> = pages
-            .iter()
-            .map(|(page, within, len)| match page {
-                Page::Shared(guard) => Piece::shared(guard, *within, *len),
-                Page::Copied(bytes) => bytes.get(*within..within + len).map(Piece::Bytes),
-            })
-            .collect();
-        match pieces {
-            // Copied, or handed to the kernel, before this returns: the pins last until then.
-            Some(pieces) => reply.data(&pieces),
-            None => reply.error(Errno::IO),
-        }
-    }
-
-    /// Shows entries from a position on until `push` takes no more.
-    fn list(
-        &self,
-        dir: Ino,
-        mut from: u64,
-        mut push: impl FnMut(&DirEntry<'_>) -> bool,
-    ) -> Result<()> {
-        loop {
-            let (entries, end) = self.client.readdir(dir, from)?;
-            for entry in &entries {
-                let shown = DirEntry {
-                    ino: u64::from(entry.ino.0),
-                    next: entry.next,
-                    kind: entry.kind.map_or(FileType::Unknown, file_type),
-                    name: &entry.name,
-                };
-                if !push(&shown) {
-                    return Ok(());
-                }
-                from = entry.next;
-            }
-            if end || entries.is_empty() {
-                return Ok(());
-            }
-        }
-    }
 }
 
 impl Filesystem for VolumeFs {
@@ -126,111 +101,182 @@ impl Filesystem for VolumeFs {
         Features { readdirplus: true, posix_acl: true, export: true }
     }
 
-    fn lookup(&self, _: &Request, parent: NodeId, name: &[u8], reply: Reply<Lookup>) {
-        match self.client.lookup(ino(parent), name) {
+    fn init(&self, _: &Agreed, waits: &Arc<Waits>) {
+        let _ = self.waits.set(Arc::clone(waits));
+    }
+
+    fn lookup(&self, request: &Request, parent: NodeId, name: &[u8], reply: Reply<Lookup>) {
+        let answer = |found, reply: Reply<Lookup>| match found {
             Ok(record) => reply.entry(&Self::entry(&record)),
             Err(Error::NotFound) => reply.absent(FOREVER),
             Err(error) => reply.error(errno(&error)),
+        };
+        let parent = ino(parent);
+        if let Some(found) = self.client.cached_lookup(parent, name) {
+            return answer(found, reply);
         }
+        let name = name.to_vec();
+        self.wait(request, reply, move |client| client.lookup(parent, &name), answer);
     }
 
-    fn getattr(&self, _: &Request, node: NodeId, reply: Reply<Attributes>) {
-        match self.client.record(ino(node)) {
+    fn getattr(&self, request: &Request, node: NodeId, reply: Reply<Attributes>) {
+        self.with_record(request, node, reply, |record, reply| match record {
             Ok(record) => reply.attributes(&attr(&record), FOREVER),
             Err(error) => reply.error(errno(&error)),
-        }
+        });
     }
 
-    fn statx(&self, _: &Request, node: NodeId, reply: Reply<StatxAttributes>) {
-        match self.client.record(ino(node)) {
-            Ok(record) => {
-                let mask = STATX_FLAGS.iter().fold(0, |mask, &(_, bit)| mask | bit);
-                let set = STATX_FLAGS.iter().filter(|(flag, _)| record.attr.flags.contains(*flag));
-                let statx = Statx {
-                    attr: attr(&record),
-                    btime: record.attr.crtime.map(time),
-                    attributes: set.fold(0, |set, &(_, bit)| set | bit),
-                    attributes_mask: mask,
-                };
-                reply.attributes(&statx, FOREVER);
-            }
+    fn statx(&self, request: &Request, node: NodeId, reply: Reply<StatxAttributes>) {
+        self.with_record(request, node, reply, |record, reply| match record {
+            Ok(record) => reply.attributes(&statx(&record), FOREVER),
             Err(error) => reply.error(errno(&error)),
-        }
+        });
     }
 
-    fn readlink(&self, _: &Request, node: NodeId, reply: Reply<Data>) {
-        match self.client.readlink(ino(node)) {
+    fn readlink(&self, request: &Request, node: NodeId, reply: Reply<Data>) {
+        let answer = |target: Result<Vec<u8>>, reply: Reply<Data>| match target {
             Ok(target) => reply.data(&[Piece::Bytes(&target)]),
             Err(error) => reply.error(errno(&error)),
+        };
+        let ino = ino(node);
+        match self.client.cached_record(ino).and_then(|record| record.target) {
+            Some(target) => answer(Ok(target), reply),
+            None => self.wait(request, reply, move |client| client.readlink(ino), answer),
         }
     }
 
-    fn read(&self, _: &Request, node: NodeId, _: Handle, range: ReadRange, reply: Reply<Data>) {
-        self.read_range(ino(node), range, reply);
+    fn read(
+        &self,
+        request: &Request,
+        node: NodeId,
+        _: Handle,
+        range: ReadRange,
+        reply: Reply<Data>,
+    ) {
+        let ino = ino(node);
+        let file = self.client.file(ino);
+        let cached = self.client.cached_record(ino).and_then(|record| {
+            // An error is met again, by who asks.
+            pages(&file, range, record.attr.size, |page, _| file.cached_ref(page)).ok().flatten()
+        });
+        if let Some(pages) = cached {
+            return answer_pages(&pages, reply);
+        }
+        let client = Arc::clone(&self.client);
+        let read = move |take: &mut dyn FnMut() -> Option<Reply<Data>>| {
+            let file = client.file(ino);
+            let found = client.stat(ino).and_then(|attr| {
+                let found = pages(&file, range, attr.size, |page, end| file.read_ref_of(page, end));
+                found?.ok_or_else(|| Error::corrupt(ino, "shorter than its size"))
+            });
+            match (found, take()) {
+                (Ok(pages), Some(reply)) => answer_pages(&pages, reply),
+                (Err(error), Some(reply)) => reply.error(errno(&error)),
+                (_, None) => {}
+            }
+        };
+        match self.waits.get() {
+            Some(waits) => waits.run(request, reply, move |held| {
+                let mut held = Some(held);
+                read(&mut || held.take()?.take());
+            }),
+            None => {
+                let mut reply = Some(reply);
+                read(&mut || reply.take());
+            }
+        }
     }
 
-    fn readdir(&self, _: &Request, node: NodeId, _: Handle, from: u64, reply: Reply<Directory>) {
-        let mut listing = reply.listing();
-        match self.list(ino(node), from, |entry| listing.push(entry)) {
-            Ok(()) => listing.finish(),
-            Err(error) => listing.error(errno(&error)),
-        }
+    fn readdir(
+        &self,
+        request: &Request,
+        node: NodeId,
+        _: Handle,
+        from: u64,
+        reply: Reply<Directory>,
+    ) {
+        let (dir, room) = (ino(node), reply.room());
+        let ask = move |client: &Arc<Client>| {
+            let mut entries = client.readdir(dir, from)?.0;
+            entries.truncate(fitting(&entries, 0, room));
+            Ok(entries)
+        };
+        self.wait(request, reply, ask, |found: Result<Vec<_>>, reply| match found {
+            Ok(entries) => {
+                let mut listing = reply.listing();
+                let _ = entries.iter().all(|entry| listing.push(&shown(entry)));
+                listing.finish();
+            }
+            Err(error) => reply.error(errno(&error)),
+        });
     }
 
     fn readdirplus(
         &self,
-        _: &Request,
+        request: &Request,
         node: NodeId,
         _: Handle,
         from: u64,
         reply: Reply<DirectoryPlus>,
     ) {
-        let mut listing = reply.listing();
-        let shown = self.list(ino(node), from, |entry| {
-            let look_up = entry.name != b"." && entry.name != b"..";
-            // An inode that cannot be read is listed by name; using it tells what is wrong.
-            let record = look_up.then(|| self.client.record(Ino(entry.ino as u32)).ok()).flatten();
-            listing.push(entry, record.as_ref().map(Self::entry).as_ref())
+        let (dir, room) = (ino(node), reply.room());
+        let ask = move |client: &Arc<Client>| {
+            let mut entries = client.readdir(dir, from)?.0;
+            entries.truncate(fitting(&entries, DirectoryPlus::ENTRY, room));
+            let look_up = |entry: client::DirEntry| {
+                let look_up = entry.name != b"." && entry.name != b"..";
+                // An inode that cannot be read is listed by name; using it tells what is wrong.
+                let record = look_up.then(|| client.record(entry.ino).ok()).flatten();
+                (entry, record)
+            };
+            Ok(entries.into_iter().map(look_up).collect())
+        };
+        self.wait(request, reply, ask, |found: Result<Vec<_>>, reply| match found {
+            Ok(entries) => {
+                let mut listing = reply.listing();
+                let _ = entries.iter().all(|(entry, record)| {
+                    listing.push(&shown(entry), record.as_ref().map(Self::entry).as_ref())
+                });
+                listing.finish();
+            }
+            Err(error) => reply.error(errno(&error)),
         });
-        match shown {
-            Ok(()) => listing.finish(),
-            Err(error) => listing.error(errno(&error)),
-        }
     }
 
-    fn getxattr(&self, _: &Request, node: NodeId, name: &[u8], reply: Reply<Value>) {
+    fn getxattr(&self, request: &Request, node: NodeId, name: &[u8], reply: Reply<Value>) {
         if let Err(errno) = attribute_name(name) {
             return reply.error(errno);
         }
-        match self.client.getxattr(ino(node), name) {
-            Ok(value) => reply.bytes(&value),
-            Err(error) => reply.error(errno(&error)),
+        let ino = ino(node);
+        if self.client.cached_record(ino).is_some_and(|record| !record.has_xattr) {
+            return reply.error(Errno::NODATA);
         }
+        let name = name.to_vec();
+        self.wait(request, reply, move |client| client.getxattr(ino, &name), value);
     }
 
-    fn flags(&self, _: &Request, node: NodeId, reply: FlagsReply) {
-        match self.client.record(ino(node)) {
-            Ok(InodeRecord { attr, .. }) => {
-                let inherits = if attr.kind == Kind::Regular { PROJECT_INHERIT } else { 0 };
-                reply.flags(&FileFlags {
-                    flags: attr.flags.bits() & VISIBLE_FLAGS & !inherits,
-                    generation: attr.generation,
-                    project: attr.project,
-                });
+    fn listxattr(&self, request: &Request, node: NodeId, reply: Reply<Value>) {
+        let ino = ino(node);
+        if self.client.cached_record(ino).is_some_and(|record| !record.has_xattr) {
+            return reply.bytes(&[]);
+        }
+        self.wait(request, reply, move |client| client.listxattr(ino), value);
+    }
+
+    fn flags(&self, request: &Request, node: NodeId, reply: FlagsReply) {
+        let (reply, question) = reply.apart();
+        self.with_record(request, node, reply, move |record, reply| {
+            let reply = FlagsReply::new(reply, question);
+            match record {
+                Ok(record) => reply.flags(&file_flags(&record)),
+                Err(error) => reply.error(errno(&error)),
             }
-            Err(error) => reply.error(errno(&error)),
-        }
+        });
     }
 
-    fn listxattr(&self, _: &Request, node: NodeId, reply: Reply<Value>) {
-        match self.client.listxattr(ino(node)) {
-            Ok(names) => reply.bytes(&names),
-            Err(error) => reply.error(errno(&error)),
-        }
-    }
-
-    fn statfs(&self, _: &Request, _: NodeId, reply: Reply<Statistics>) {
-        match self.client.statfs() {
+    fn statfs(&self, request: &Request, _: NodeId, reply: Reply<Statistics>) {
+        let ask = |client: &Arc<Client>| client.statfs();
+        self.wait(request, reply, ask, |found, reply| match found {
             Ok(stat) => reply.statistics(&StatFs {
                 blocks: stat.blocks,
                 bfree: stat.free,
@@ -242,22 +288,95 @@ impl Filesystem for VolumeFs {
                 namelen: stat.name_max,
             }),
             Err(error) => reply.error(errno(&error)),
-        }
+        });
     }
 
     fn lseek(
         &self,
-        _: &Request,
+        request: &Request,
         node: NodeId,
         _: Handle,
         offset: u64,
         whence: Whence,
         reply: Reply<Position>,
     ) {
-        match self.client.seek(ino(node), offset, whence == Whence::Data) {
+        let (ino, data) = (ino(node), whence == Whence::Data);
+        let ask = move |client: &Arc<Client>| client.seek(ino, offset, data);
+        self.wait(request, reply, ask, |found, reply| match found {
             Ok(found) => reply.position(found),
             Err(error) => reply.error(errno(&error)),
+        });
+    }
+
+    fn interrupt(&self, unique: u64) {
+        if let Some(waits) = self.waits.get() {
+            waits.interrupt(unique);
         }
+    }
+}
+
+/// Pages with the part of each that was asked for: first byte and bytes.
+type Parts<'f> = Vec<(Page<'f>, usize, usize)>;
+
+/// The pages of a range of a file that has `size` bytes, each from `get`, which is given the page
+/// and where the range ends. `None` if one is not to be had.
+fn pages<'f>(
+    _: &'f File,
+    range: ReadRange,
+    size: u64,
+    get: impl Fn(u64, u64) -> Result<Option<Page<'f>>>,
+) -> Result<Option<Parts<'f>>> {
+    let end = range.offset.saturating_add(u64::from(range.size)).min(size);
+    let mut pages = Vec::with_capacity(range.size.div_ceil(PAGE as u32) as usize);
+    let mut at = range.offset;
+    while at < end {
+        let within = at % PAGE;
+        let len = (end - at).min(PAGE - within);
+        let Some(page) = get(at / PAGE, end.div_ceil(PAGE))? else { return Ok(None) };
+        pages.push((page, within as usize, len as usize));
+        at += len;
+    }
+    Ok(Some(pages))
+}
+
+fn answer_pages(pages: &Parts<'_>, reply: Reply<Data>) {
+    let pieces: Option<Vec<Piece<'_>>> = pages
+        .iter()
+        .map(|(page, within, len)| match page {
+            Page::Shared(guard) => Piece::shared(guard, *within, *len),
+            Page::Copied(bytes) => bytes.get(*within..within + len).map(Piece::Bytes),
+        })
+        .collect();
+    match pieces {
+        // Copied, or handed to the kernel, before this returns: the pins last until then.
+        Some(pieces) => reply.data(&pieces),
+        None => reply.error(Errno::IO),
+    }
+}
+
+/// How many entries from the first on there is room for, when each takes `beside` bytes more.
+fn fitting(entries: &[client::DirEntry], beside: usize, room: usize) -> usize {
+    let mut left = room;
+    let fits = |entry: &&client::DirEntry| {
+        let size = beside + Directory::size(entry.name.len());
+        left.checked_sub(size).map(|less| left = less).is_some()
+    };
+    entries.iter().take_while(fits).count()
+}
+
+fn shown(entry: &client::DirEntry) -> DirEntry<'_> {
+    DirEntry {
+        ino: u64::from(entry.ino.0),
+        next: entry.next,
+        kind: entry.kind.map_or(FileType::Unknown, file_type),
+        name: &entry.name,
+    }
+}
+
+fn value(found: Result<Vec<u8>>, reply: Reply<Value>) {
+    match found {
+        Ok(value) => reply.bytes(&value),
+        Err(error) => reply.error(errno(&error)),
     }
 }
 
@@ -293,6 +412,27 @@ fn errno(error: &Error) -> Errno {
 
 fn time(stamp: Timestamp) -> Time {
     Time { secs: stamp.seconds, nanos: stamp.nanoseconds }
+}
+
+fn statx(record: &InodeRecord) -> Statx {
+    let mask = STATX_FLAGS.iter().fold(0, |mask, &(_, bit)| mask | bit);
+    let set = STATX_FLAGS.iter().filter(|(flag, _)| record.attr.flags.contains(*flag));
+    Statx {
+        attr: attr(record),
+        btime: record.attr.crtime.map(time),
+        attributes: set.fold(0, |set, &(_, bit)| set | bit),
+        attributes_mask: mask,
+    }
+}
+
+fn file_flags(record: &InodeRecord) -> FileFlags {
+    let attr = &record.attr;
+    let hidden = if attr.kind == Kind::Regular { PROJECT_INHERIT } else { 0 };
+    FileFlags {
+        flags: attr.flags.bits() & VISIBLE_FLAGS & !hidden,
+        generation: attr.generation,
+        project: attr.project,
+    }
 }
 
 fn attr(record: &InodeRecord) -> Attr {

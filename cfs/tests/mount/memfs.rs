@@ -1,13 +1,14 @@
 //! A filesystem in memory whose every byte can be told in advance.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use cfs::mount::{
     Agreed, Attr, Attributes, Data, DirEntry, Directory, DirectoryPlus, Done, Entry, Features,
     Filesystem, Handle, Lookup, NodeId, Piece, Position, ReadRange, Reply, Request, StatFs,
-    Statistics, Statx, StatxAttributes, Time, Value, Whence,
+    Statistics, Statx, StatxAttributes, Time, Value, Waits, Whence,
 };
 use parking_lot::{Condvar, Mutex};
 use rustix::fs::FileType;
@@ -213,7 +214,7 @@ impl Filesystem for MemFs {
         Features { readdirplus: true, posix_acl: true, export: false }
     }
 
-    fn init(&self, agreed: &Agreed) {
+    fn init(&self, agreed: &Agreed, _: &Arc<Waits>) {
         assert!(agreed.max_read >= 65_536 && agreed.kernel_minor >= 31);
     }
 

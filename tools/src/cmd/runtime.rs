@@ -171,6 +171,7 @@ fn make_inside(
             Ok(())
         };
         let init = container::start(&Program::default(), &spec, serve)?;
+        volumes.set_init(init.id().pid);
         notes.extend(transport.map(|transport| format!("/global is served over {transport}")));
         notes.extend_from_slice(init.notes());
         let user = rustix::process::geteuid().as_raw();

@@ -50,6 +50,10 @@ impl FlagsReply {
         Self { reply, question }
     }
 
+    pub(in crate::mount) fn apart(self) -> (Reply<Done>, Question) {
+        (self.reply, self.question)
+    }
+
     /// These.
     pub fn flags(self, file: &FileFlags) {
         match self.question {
