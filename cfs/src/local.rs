@@ -13,6 +13,7 @@ use proxydev::backend::engine::{Engine, EngineOptions};
 
 use crate::cache::Sizes;
 use crate::client::{Client, Connect};
+use crate::engine::Volume;
 use crate::open::{Image, OpenOptions};
 use crate::owner::Owner;
 use crate::{Error, Result};
@@ -26,30 +27,38 @@ const SPARE_SPACE: usize = 256 << 10;
 pub struct LocalVolume {
     client: Arc<Client>,
     owner: Arc<Owner>,
-    image: Image,
-    engine: Arc<Engine>,
+    image: Option<Image>,
+    engine: Option<Arc<Engine>>,
 }
 
 impl LocalVolume {
     /// Opens the image at `path` with a page cache of about `cache` bytes.
     pub fn open(path: &Path, cache: u64, options: &OpenOptions) -> Result<Self> {
-        let frames =
-            usize::try_from(cache / oslet::limits::FRAME_SIZE as u64).unwrap_or(usize::MAX);
-        let frames = frames.clamp(256, oslet::limits::MAX_FRAMES - SPARE_FRAMES);
-        let region = region(frames + SPARE_FRAMES, Sizes::of(frames).total())?;
-        let arena = Arena::new(&region);
-        let engine = Engine::new(&region, EngineOptions::default())?;
+        let (arena, frames) = memory(cache)?;
+        let engine = Engine::new(arena.region(), EngineOptions::default())?;
         let mut image = Image::open(path, &engine, &arena, options)?;
         let volume = image.take_volume().ok_or_else(|| Error::Invalid("opened twice".into()))?;
-        let owner = Owner::new(&arena, 0, volume, frames)?;
+        let served = Self::serve_with(&arena, frames, volume)?;
+        Ok(Self { image: Some(image), engine: Some(engine), ..served })
+    }
+
+    /// Serves a volume that has been opened already, whatever it lies on.
+    pub fn serve(volume: Volume, cache: u64) -> Result<Self> {
+        let (arena, frames) = memory(cache)?;
+        Self::serve_with(&arena, frames, volume)
+    }
+
+    fn serve_with(arena: &Arc<Arena>, frames: usize, volume: Volume) -> Result<Self> {
+        let region = arena.region();
+        let owner = Owner::new(arena, 0, volume, frames)?;
         let control = region.control();
         let before = control.owner(0)?;
         let me = region.own().participant().oslet;
         let serving = Ownership { owner: Some((me, region.own().epoch())), ..Ownership::default() };
         // Nobody else has this control page.
         let _ = control.change_owner(0, before, serving)?;
-        let client = Client::new(&region, 0, Arc::new(Here(Arc::clone(&owner))))?;
-        Ok(Self { client, owner, image, engine })
+        let client = Client::new(region, 0, Arc::new(Here(Arc::clone(&owner))))?;
+        Ok(Self { client, owner, image: None, engine: None })
     }
 
     /// The native interface to it.
@@ -62,14 +71,14 @@ impl LocalVolume {
         &self.owner
     }
 
-    /// The image underneath.
-    pub fn image(&self) -> &Image {
-        &self.image
+    /// The image underneath; none where a volume was given.
+    pub fn image(&self) -> Option<&Image> {
+        self.image.as_ref()
     }
 
     /// What the user should know of how disks are used here.
     pub fn warnings(&self) -> &[String] {
-        self.engine.warnings()
+        self.engine.as_ref().map_or(&[], |engine| engine.warnings())
     }
 
     /// Gives the image up.
@@ -77,8 +86,16 @@ impl LocalVolume {
     /// # Errors
     /// When its protection against other hosts could not be taken off.
     pub fn close(self) -> Result<()> {
-        self.image.close()
+        self.image.map_or(Ok(()), Image::close)
     }
+}
+
+/// Memory for a page cache of about `cache` bytes, and how many frames that is.
+fn memory(cache: u64) -> Result<(Arc<Arena>, usize)> {
+    let frames = usize::try_from(cache / oslet::limits::FRAME_SIZE as u64).unwrap_or(usize::MAX);
+    let frames = frames.clamp(256, oslet::limits::MAX_FRAMES - SPARE_FRAMES);
+    let region = region(frames + SPARE_FRAMES, Sizes::of(frames).total())?;
+    Ok((Arena::new(&region), frames))
 }
 
 /// A region of one OSlet.

@@ -5,10 +5,11 @@ use oslet::{Error, Result};
 use super::abi::{self, InitFlags};
 use super::ops::{Agreed, Features};
 
-/// Requests that the kernel keeps in flight in the background (read-ahead) over /dev/fuse.
-const MAX_BACKGROUND: u16 = 64;
-/// Above so many it slows the readers down.
-const CONGESTION: u16 = 48;
+/// Requests that the kernel keeps in flight in the background (reads of pages) over /dev/fuse.
+/// While so many wait for a slow device, all others do too, whatever is cached: so, many.
+const MAX_BACKGROUND: u16 = 1024;
+/// Above so many it reads ahead no more.
+const CONGESTION: u16 = 64;
 
 /// The outcome of INIT.
 pub(super) enum Outcome {
@@ -95,11 +96,11 @@ impl Agreement {
 }
 
 /// Not wanted: AUTO_INVAL_DATA, which drops a file's cached pages whenever its times change;
-/// pages are dropped by explicit notification. Splicing, which copies as much and costs a pipe.
+/// pages are dropped by explicit notification. ASYNC_DIO, by which a direct read cannot be
+/// interrupted: its caller could not be killed while a device does not answer. Splicing, which copies as much and costs a pipe.
 fn wanted(features: Features) -> InitFlags {
     let mut wanted = InitFlags::ASYNC_READ
         | InitFlags::BIG_WRITES
-        | InitFlags::ASYNC_DIO
         | InitFlags::NO_OPEN_SUPPORT
         | InitFlags::PARALLEL_DIROPS
         | InitFlags::ABORT_ERROR

@@ -53,7 +53,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { cpus: Vec::new(), choice: Choice::Auto, entries_per_queue: 4, max_io: 1 << 20 }
+        Self { cpus: Vec::new(), choice: Choice::Auto, entries_per_queue: 16, max_io: 1 << 20 }
     }
 }
 

@@ -8,4 +8,5 @@
 mod basic;
 mod fixture;
 mod memfs;
+mod slow;
 mod trouble;

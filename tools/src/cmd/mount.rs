@@ -228,7 +228,7 @@ fn say(args: &MountArgs, volume: &LocalVolume, session: &Session) -> Result<()> 
         return Ok(());
     }
     let mut err = std::io::stderr();
-    if let Some(report) = volume.image().report() {
+    if let Some(report) = volume.image().and_then(|image| image.report()) {
         writeln!(
             err,
             "{}: journal replayed: {} transactions, {} blocks",
