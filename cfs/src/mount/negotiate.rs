@@ -97,7 +97,8 @@ impl Agreement {
 
 /// Not wanted: AUTO_INVAL_DATA, which drops a file's cached pages whenever its times change;
 /// pages are dropped by explicit notification. ASYNC_DIO, by which a direct read cannot be
-/// interrupted: its caller could not be killed while a device does not answer. Splicing, which copies as much and costs a pipe.
+/// interrupted: its caller could not be killed while a device does not answer. Splicing, which
+/// copies as much and costs a pipe.
 fn wanted(features: Features) -> InitFlags {
     let mut wanted = InitFlags::ASYNC_READ
         | InitFlags::BIG_WRITES

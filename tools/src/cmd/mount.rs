@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use cfs::local::LocalVolume;
@@ -27,6 +27,8 @@ const READY: &str = "ready\n";
 /// Bytes of page cache where no option says how many.
 const DEFAULT_CACHE: u64 = 256 << 20;
 const FAILED: u8 = 2;
+/// How long the server of a mount that has just ended may take to let its image go.
+const LET_GO_LIMIT: Duration = Duration::from_secs(1);
 /// How long threads may take to end behind the unmount.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 
@@ -190,7 +192,7 @@ fn serve(args: &MountArgs, ready: impl FnOnce(&Session) -> Result<()>) -> Result
     let dir = std::fs::canonicalize(&args.dir).with_context(|| args.dir.display().to_string())?;
     let holder = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let options = OpenOptions { read_only: settings.read_only, take_over: false, holder };
-    let volume = LocalVolume::open(&args.source, settings.cache, &options)?;
+    let volume = open(&args.source, settings.cache, &options)?;
     let mut mount_options = MountOptions::new(args.source.display().to_string());
     mount_options.noexec = settings.noexec;
     for (wanted, option) in [
@@ -221,6 +223,20 @@ fn serve(args: &MountArgs, ready: impl FnOnce(&Session) -> Result<()>) -> Result
     outcome?;
     ended?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Opens the image. umount(8) returns before a mount's server has let it go, so one that is in use
+/// may be free a moment later.
+fn open(image: &Path, cache: u64, options: &OpenOptions) -> cfs::Result<LocalVolume> {
+    let until = Instant::now() + LET_GO_LIMIT;
+    loop {
+        match LocalVolume::open(image, cache, options) {
+            Err(cfs::Error::Busy(_)) if Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            opened => return opened,
+        }
+    }
 }
 
 fn say(args: &MountArgs, volume: &LocalVolume, session: &Session) -> Result<()> {
