@@ -103,9 +103,8 @@ impl File {
 
     /// The page if it is cached: the owner is not asked.
     #[inline]
-    pub fn cached_ref(&self, page: u64) -> Result<Option<Page<'_>>> {
-        let Some(key) = Key::new(self.ino, page) else { return Ok(None) };
-        self.pin_cached(key).transpose().map(|guard| guard.map(Page::Shared))
+    pub fn cached_ref(&self, page: u64) -> Option<Page<'_>> {
+        self.pin_cached(Key::new(self.ino, page)?).map(Page::Shared)
     }
 
     /// Fills `buf` with the bytes from `offset` on, copied. Returns how many there were: fewer only

@@ -12,7 +12,7 @@ use super::{
     StatFs, Statistics, Statx, StatxAttributes, Time, Value, Waits, Whence,
 };
 use crate::cache::InodeRecord;
-use crate::client::{self, Client, File, Page};
+use crate::client::{self, Client, Page};
 use crate::disk::inode::{InodeFlags, Kind};
 use crate::disk::time::Timestamp;
 use crate::id::Ino;
@@ -156,8 +156,8 @@ impl Filesystem for VolumeFs {
         let ino = ino(node);
         let file = self.client.file(ino);
         let cached = self.client.cached_record(ino).and_then(|record| {
-            // An error is met again, by who asks.
-            pages(&file, range, record.attr.size, |page, _| file.cached_ref(page)).ok().flatten()
+            let get = |page, _| Ok(file.cached_ref(page));
+            pages(range, record.attr.size, get).ok().flatten()
         });
         if let Some(pages) = cached {
             return answer_pages(&pages, reply);
@@ -166,7 +166,7 @@ impl Filesystem for VolumeFs {
         let read = move |take: &mut dyn FnMut() -> Option<Reply<Data>>| {
             let file = client.file(ino);
             let found = client.stat(ino).and_then(|attr| {
-                let found = pages(&file, range, attr.size, |page, end| file.read_ref_of(page, end));
+                let found = pages(range, attr.size, |page, end| file.read_ref_of(page, end));
                 found?.ok_or_else(|| Error::corrupt(ino, "shorter than its size"))
             });
             match (found, take()) {
@@ -321,7 +321,6 @@ type Parts<'f> = Vec<(Page<'f>, usize, usize)>;
 /// The pages of a range of a file that has `size` bytes, each from `get`, which is given the page
 /// and where the range ends. `None` if one is not to be had.
 fn pages<'f>(
-    _: &'f File,
     range: ReadRange,
     size: u64,
     get: impl Fn(u64, u64) -> Result<Option<Page<'f>>>,
