@@ -120,8 +120,14 @@ impl VolumeService {
             )
         });
         self.images.lock().push(Served { name: volume.name.clone(), object, image });
-        self.own(object)?;
         Ok(note)
+    }
+
+    /// Tells everybody what this incarnation serves. Not before the runtime has the service: who
+    /// asked meanwhile would be told that there are no such requests.
+    pub(crate) fn announce(&self) -> Result<()> {
+        let objects: Vec<usize> = self.images.lock().iter().map(|served| served.object).collect();
+        objects.into_iter().try_for_each(|object| self.own(object))
     }
 
     /// Tells everybody that this incarnation serves the volume.

@@ -84,6 +84,7 @@ fn serve(start: &mut Start) -> anyhow::Result<(Serving, Vec<String>)> {
             notes.extend(more);
             // Before the mount: others ask as soon as they know who owns a volume.
             runtime.add_service(Arc::clone(&service) as Arc<dyn Service>);
+            service.announce()?;
             make_inside(&plan, oslet, runtime.handle(), service)
         });
     match inside {
