@@ -189,6 +189,11 @@ fn messages(environment: &Environment, ours: &mut Ours) -> anyhow::Result<Case> 
             peer("Unix socket", peers::unix_socket(cpus)?),
             peer("futex", peers::futex(cpus)?),
             peer("iceoryx2", peers::iceoryx2(cpus, &environment.scratch)?),
+            Peer {
+                name: "a line each way",
+                side: peers::line_each_way(cpus)?,
+                target: Target::None,
+            },
         ],
         limit: peers::line(cpus)?,
         max_rounds: u32::MAX,
@@ -337,7 +342,7 @@ mod tests {
             Ok(Side::batch(|operations| Ok(Duration::from_nanos(operations))))
         });
         let rows = crate::run(&options, ours).unwrap();
-        assert_eq!(rows.len(), 3);
+        assert_eq!(rows.len(), 4);
         assert!(rows.iter().all(|row| row.ours == Some(1.0) && row.theirs.is_some() || {
             println!("skipped: {}", row.note);
             row.note.contains("two CPUs")

@@ -21,7 +21,7 @@ mod socket;
 
 pub use futex::futex;
 pub use iceoryx::iceoryx2;
-pub use line::line;
+pub use line::{line, line_each_way};
 pub use socket::unix_socket;
 
 /// Why a side that spins is not measured on one processor.

@@ -20,6 +20,12 @@ pub trait ReadWords {
 pub trait WriteWords: ReadWords {
     /// Stores word `index`.
     fn store(&self, index: usize, value: u64, order: Ordering);
+
+    /// Says that the line of word `index` will be stored to soon.
+    #[inline(always)]
+    fn will_store(&self, index: usize) {
+        let _ = index;
+    }
 }
 
 #[cfg(not(loom))]
@@ -51,6 +57,11 @@ mod shared {
         #[inline(always)]
         fn store(&self, index: usize, value: u64, order: Ordering) {
             Self::store(self, index, value, order);
+        }
+
+        #[inline(always)]
+        fn will_store(&self, index: usize) {
+            Self::will_store(self, index);
         }
     }
 }

@@ -24,6 +24,7 @@ fn messages_come_back_by_every_way() {
     let cpus = Cpus::choose().unwrap();
     let scratch = Scratch::new(None).unwrap();
     batch(line(cpus).unwrap(), 100);
+    batch(line_each_way(cpus).unwrap(), 100);
     batch(futex(cpus).unwrap(), 100);
     batch(unix_socket(cpus).unwrap(), 100);
     batch(iceoryx2(cpus, &scratch).unwrap(), 100);

@@ -366,6 +366,25 @@ impl<A> Clone for Rw<A> {
     }
 }
 
+impl Rw<AtomicU64> {
+    /// Brings the line of word `index` in to be written, if the processor likes; a hint without any
+    /// other effect.
+    #[inline(always)]
+    pub fn will_store(&self, index: usize) {
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
+        if let Some(word) = self.get(index) {
+            // SAFETY: a prefetch changes no memory and never faults.
+            unsafe {
+                std::arch::asm!(
+                    "prefetchw [{line}]",
+                    line = in(reg) word,
+                    options(nostack, preserves_flags),
+                );
+            }
+        }
+    }
+}
+
 impl<A: Atom> Rw<A> {
     /// How many words.
     pub fn len(&self) -> usize {

@@ -159,6 +159,8 @@ impl<W: WriteWords, R: ReadWords> Producer<W, R> {
         // SYNC POINT: ring publish
         self.out.store(entry, self.next + 1, Ordering::Release);
         self.next += 1;
+        // The consumer had the next line a lap ago.
+        self.out.will_store(self.entry(self.next));
         Ok(Ok(()))
     }
 
