@@ -8,7 +8,7 @@ use crate::limits;
 /// The one version of all that participants must agree about in shared memory: this file, rings and
 /// their descriptors, pin counters, references, words of the control page, published tables and
 /// where they put what, requests. Whoever changes any of them raises it. What can be told from
-/// numbers is held to it by [`FINGERPRINT`], published tables by a test of theirs.
+/// numbers is held to it by `FINGERPRINT`, published tables by a test of theirs.
 pub const LAYOUT_VERSION: u32 = 3;
 
 /// Of [`LAYOUT_VERSION`] and the numbers below: both change, or neither.

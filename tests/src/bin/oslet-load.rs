@@ -1,11 +1,13 @@
 //! Load for tests: reads the tree of `tests::load` until it is killed, and checks every byte.
 //!
-//!     oslet-load keep DIR           maps DIR/cached once and touches all its pages
-//!     oslet-load map DIR SEED       maps files at random, their pages not in the kernel's cache
-//!     oslet-load list RUN OSLET VOLUME
-//!                                   a native client that prints the whole tree, and ends
-//!     oslet-load client RUN OSLET VOLUME SEED
-//!                                   a native client that holds pages for random times
+//! ```text
+//! oslet-load keep DIR           maps DIR/cached once and touches all its pages
+//! oslet-load map DIR SEED       maps files at random, their pages not in the kernel's cache
+//! oslet-load list RUN OSLET VOLUME
+//!                               a native client that prints the whole tree, and ends
+//! oslet-load client RUN OSLET VOLUME SEED
+//!                               a native client that holds pages for random times
+//! ```
 //!
 //! The first line that those which do not end write is `ready`. Exit status: 3 for bytes that are
 //! wrong, 2 for an error; by SIGBUS for a mapped page that could not be had.
