@@ -146,14 +146,13 @@ impl Client {
 
     fn resolve_from(&self, start: Ino, path: &[u8], links: &mut usize) -> Result<InodeRecord> {
         let mut dir = if path.first() == Some(&b'/') { Ino::ROOT } else { start };
+        let mut names = path.split(|&byte| byte == b'/').filter(|name| !name.is_empty()).peekable();
         let mut record = None;
-        for name in path.split(|&byte| byte == b'/').filter(|name| !name.is_empty()) {
-            if let Some(InodeRecord { attr, .. }) = &record {
-                let attr: &Attr = attr;
-                if attr.kind != Kind::Directory {
-                    return Err(Error::NotADirectory);
-                }
-                dir = attr.ino;
+        while let Some(name) = names.next() {
+            let last = names.peek().is_none();
+            if !last && let Some(next) = self.cached_directory(dir, name) {
+                dir = next;
+                continue;
             }
             let mut found = self.lookup(dir, name)?;
             if found.attr.kind == Kind::Symlink {
@@ -164,12 +163,28 @@ impl Client {
                 let target = self.readlink(found.attr.ino)?;
                 found = self.resolve_from(dir, &target, links)?;
             }
-            record = Some(found);
+            if last {
+                record = Some(found);
+            } else if found.attr.kind == Kind::Directory {
+                dir = found.attr.ino;
+            } else {
+                return Err(Error::NotADirectory);
+            }
         }
         match record {
             Some(record) => Ok(record),
             None => self.record(dir),
         }
+    }
+
+    /// The directory that a name leads to, if all that is published.
+    #[inline]
+    fn cached_directory(&self, dir: Ino, name: &[u8]) -> Option<Ino> {
+        let key = Name::new(dir, name)?;
+        self.cached(|view| {
+            let ino = view.names(&key)?.find(&key)??;
+            view.inodes.as_ref()?.is_directory(ino)?.then_some(ino)
+        })
     }
 
     /// Opens the file at a path from the root.

@@ -80,6 +80,28 @@ pub struct Slot {
     pub value: usize,
 }
 
+/// The first `N` values of a record, as [`read_record`] copies them.
+#[inline(always)]
+pub fn read_values<const N: usize>(words: &impl ReadWords, base: usize) -> Option<[u64; N]> {
+    for _ in 0..RECORD_TRIES {
+        // SYNC POINT: record
+        let before = words.load(base, Ordering::Acquire);
+        if before == 0 {
+            return None;
+        }
+        if before & 1 == 0 {
+            let values =
+                std::array::from_fn(|index| words.load(base + 1 + index, Ordering::Relaxed));
+            fence(Ordering::Acquire);
+            if words.load(base, Ordering::Relaxed) == before {
+                return Some(values);
+            }
+        }
+        crate::sync::spin_loop();
+    }
+    None
+}
+
 /// Links `value` under `key` in a slot, which must be empty. The writer's lock is held.
 pub fn link(words: &impl WriteWords, slot: Slot, key: u64, value: u64) {
     debug_assert_eq!(words.load(slot.value, Ordering::Relaxed), 0);

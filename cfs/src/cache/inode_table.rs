@@ -6,6 +6,7 @@ use oslet::words::{ReadWords, WriteWords};
 
 use super::record::{InodeRecord, RECORD_VALUES, SIZE_WORD};
 use super::{mix, reduce};
+use crate::disk::inode::Kind;
 use crate::id::Ino;
 
 const ENTRY_WORDS: usize = 1 + RECORD_VALUES;
@@ -35,38 +36,56 @@ impl<W: ReadWords> InodeTable<W> {
     /// What is published of an inode.
     #[inline]
     pub fn find(&self, ino: Ino) -> Option<InodeRecord> {
-        let mut values = [0; RECORD_VALUES];
-        self.entries(ino).find_map(|base| {
-            if self.words.load(base + 1, Ordering::Relaxed) as u32 != ino.0 {
-                return None;
-            }
-            publish::read_record(&self.words, base, &mut values)?;
-            // The entry may have been given to another inode since the glance above.
-            InodeRecord::from_words(&values).filter(|record| record.attr.ino == ino)
-        })
+        InodeRecord::from_words(&self.read::<RECORD_VALUES>(ino)?)
     }
 
     /// The bytes that a file is long, as far as it is published.
     #[inline]
     pub fn size(&self, ino: Ino) -> Option<u64> {
-        let mut values = [0; SIZE_WORD + 1];
-        self.entries(ino).find_map(|base| {
-            if self.words.load(base + 1, Ordering::Relaxed) as u32 != ino.0 {
-                return None;
+        Some(self.read::<{ SIZE_WORD + 1 }>(ino)?[SIZE_WORD])
+    }
+
+    /// Whether an inode is a directory, as far as it is published.
+    #[inline]
+    pub fn is_directory(&self, ino: Ino) -> Option<bool> {
+        let [_, mode] = self.read::<2>(ino)?;
+        Some(Kind::from_mode(mode as u16)? == Kind::Directory)
+    }
+
+    /// The first values of an inode's record.
+    #[inline(always)]
+    fn read<const N: usize>(&self, ino: Ino) -> Option<[u64; N]> {
+        (0..2).find_map(|half| {
+            let set = self.set(ino, half);
+            // No branch on what is found: where in its set an inode lies cannot be predicted.
+            let mut ways = (0..WAYS).fold(0u32, |mask, way| {
+                let found = self.words.load(set + way * ENTRY_WORDS + 1, Ordering::Relaxed);
+                mask | u32::from(found as u32 == ino.0) << way
+            });
+            while ways != 0 {
+                let base = set + ways.trailing_zeros() as usize * ENTRY_WORDS;
+                let values: [u64; N] = publish::read_values(&self.words, base)?;
+                // The entry may have been given to another inode since the glance above.
+                if values[0] as u32 == ino.0 {
+                    return Some(values);
+                }
+                ways &= ways - 1;
             }
-            publish::read_record(&self.words, base, &mut values)?;
-            (values[0] as u32 == ino.0).then_some(values[SIZE_WORD])
+            None
         })
     }
 
     /// Where an inode's record may lie: in one of two sets.
-    #[inline(always)]
     fn entries(&self, ino: Ino) -> impl Iterator<Item = usize> + use<W> {
-        let (hash, sets) = (mix(u64::from(ino.0)), self.sets);
-        (0..2 * WAYS).map(move |way| {
-            let set = reduce((hash >> (way / WAYS * 32)) as u32, sets);
-            (set * WAYS + way % WAYS) * ENTRY_WORDS
-        })
+        let sets = [self.set(ino, 0), self.set(ino, 1)];
+        (0..2 * WAYS).map(move |way| sets[way / WAYS] + way % WAYS * ENTRY_WORDS)
+    }
+
+    /// The first word of one of those sets.
+    #[inline(always)]
+    fn set(&self, ino: Ino, half: usize) -> usize {
+        let hash = mix(u64::from(ino.0));
+        reduce((hash >> (half * 32)) as u32, self.sets) * WAYS * ENTRY_WORDS
     }
 }
 

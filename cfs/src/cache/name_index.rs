@@ -28,18 +28,20 @@ pub struct Name<'n> {
 
 impl<'n> Name<'n> {
     /// A name of 1 to 255 bytes; `None` for others, which no directory has.
+    #[inline]
     pub fn new(dir: Ino, bytes: &'n [u8]) -> Option<Self> {
         if bytes.is_empty() || bytes.len() > crate::limits::MAX_NAME {
             return None;
         }
-        let mut hash = mix(u64::from(dir.0) | (bytes.len() as u64) << 32);
+        let mut hash = u64::from(dir.0) | (bytes.len() as u64) << 32;
         for chunk in bytes.chunks(8) {
-            hash = mix(hash ^ word_of(chunk));
+            hash = fold(hash ^ word_of(chunk));
         }
-        Some(Self { dir, bytes, hash })
+        Some(Self { dir, bytes, hash: mix(hash) })
     }
 
     /// Whether it belongs into the index of long names.
+    #[inline]
     pub fn is_long(&self) -> bool {
         self.bytes.len() > SHORT_BYTES
     }
@@ -49,10 +51,29 @@ impl<'n> Name<'n> {
     }
 }
 
+/// Mixes less than [`mix`], for steps in between: both halves of a product.
+#[inline(always)]
+fn fold(word: u64) -> u64 {
+    let product = u128::from(word ^ 0x9e37_79b9_7f4a_7c15) * 0xd6e8_feb8_6659_fd93;
+    product as u64 ^ (product >> 64) as u64
+}
+
+/// Up to eight bytes as a word, the first lowest, zero above the last.
+#[inline(always)]
 fn word_of(chunk: &[u8]) -> u64 {
-    let mut bytes = [0; 8];
-    bytes[..chunk.len()].copy_from_slice(chunk);
-    u64::from_ne_bytes(bytes)
+    if let Ok(whole) = chunk.try_into() {
+        return u64::from_le_bytes(whole);
+    }
+    // What is read twice falls on itself.
+    let at = |index: usize| u64::from(chunk[index]) << (index * 8);
+    match (chunk.first_chunk::<4>(), chunk.last_chunk::<4>()) {
+        (Some(first), Some(last)) => {
+            let shift = (chunk.len() - 4) * 8;
+            u64::from(u32::from_le_bytes(*first)) | u64::from(u32::from_le_bytes(*last)) << shift
+        }
+        _ if chunk.is_empty() => 0,
+        _ => at(0) | at(chunk.len() / 2) | at(chunk.len() - 1),
+    }
 }
 
 /// The index over its words, to read or, by its owner under a lock, to change.
@@ -85,31 +106,58 @@ impl<W: ReadWords> NameIndex<W> {
     /// What is known of a name: the inode that it leads to, or that there is none (`Some(None)`).
     #[inline]
     pub fn find(&self, name: &Name<'_>) -> Option<Option<Ino>> {
-        let mut values = [0; LONG_WORDS - 1];
-        let values = &mut values[..NAME - 1 + name.bytes.len().div_ceil(8)];
+        if self.entry_words == SHORT_WORDS {
+            self.find_as::<{ SHORT_WORDS - 1 }>(name)
+        } else {
+            self.find_as::<{ LONG_WORDS - 1 }>(name)
+        }
+    }
+
+    /// With room for the `N` values of an entry.
+    #[inline(always)]
+    fn find_as<const N: usize>(&self, name: &Name<'_>) -> Option<Option<Ino>> {
+        let mut values = [0; N];
+        let values = values.get_mut(..NAME - 1 + name.bytes.len().div_ceil(8))?;
         let tag = name.tag();
-        self.entries(name).find_map(|base| {
-            if self.words.load(base + 2, Ordering::Relaxed) != tag {
-                return None;
+        (0..2).find_map(|half| {
+            let set = self.set(name, half);
+            // No branch on what is found: where in its set a name lies cannot be predicted.
+            let mut ways = (0..WAYS).fold(0u32, |mask, way| {
+                let found = self.words.load(set + way * self.entry_words + 2, Ordering::Relaxed);
+                mask | u32::from(found == tag) << way
+            });
+            while ways != 0 {
+                let base = set + ways.trailing_zeros() as usize * self.entry_words;
+                if let Some(found) = self.read(base, name, values) {
+                    return Some(found);
+                }
+                ways &= ways - 1;
             }
-            publish::read_record(&self.words, base, values)?;
-            let same = values[0] as u32 == name.dir.0
-                && values[1] == tag
-                && name.bytes.chunks(8).zip(&values[NAME - 1..]).all(|(c, &w)| word_of(c) == w);
-            same.then(|| Some(Ino((values[0] >> 32) as u32)).filter(|ino| ino.0 != 0))
+            None
         })
     }
 
-    /// Where a name may lie: in one of two sets.
     #[inline(always)]
+    fn read(&self, base: usize, name: &Name<'_>, values: &mut [u64]) -> Option<Option<Ino>> {
+        publish::read_record(&self.words, base, values)?;
+        let same = values[0] as u32 == name.dir.0
+            && values[1] == name.tag()
+            && name.bytes.chunks(8).zip(&values[NAME - 1..]).all(|(c, &w)| word_of(c) == w);
+        same.then(|| Some(Ino((values[0] >> 32) as u32)).filter(|ino| ino.0 != 0))
+    }
+
+    /// Where a name may lie: in one of two sets.
     fn entries(&self, name: &Name<'_>) -> impl Iterator<Item = usize> + use<W> {
+        let (sets, words) = ([self.set(name, 0), self.set(name, 1)], self.entry_words);
+        (0..2 * WAYS).map(move |way| sets[way / WAYS] + way % WAYS * words)
+    }
+
+    /// The first word of one of those sets.
+    #[inline(always)]
+    fn set(&self, name: &Name<'_>, half: usize) -> usize {
         // The upper half is the tag already: names with equal tags are still spread.
-        let (hashes, sets) = ([name.hash, mix(name.hash)], self.sets);
-        let words = self.entry_words;
-        (0..2 * WAYS).map(move |way| {
-            let set = reduce(hashes[way / WAYS] as u32, sets);
-            (set * WAYS + way % WAYS) * words
-        })
+        let hash = if half == 0 { name.hash } else { mix(name.hash) };
+        reduce(hash as u32, self.sets) * WAYS * self.entry_words
     }
 }
 
@@ -140,5 +188,20 @@ impl<W: WriteWords> NameIndex<W> {
                 self.entries(name).nth(way).unwrap_or_default()
             });
         publish::write_record(&self.words, entry, &values);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_of_fewer_bytes_are_padded_with_zeros() {
+        let bytes = [0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88];
+        for len in 0..=8 {
+            let mut padded = [0; 8];
+            padded[..len].copy_from_slice(&bytes[..len]);
+            assert_eq!(word_of(&bytes[..len]), u64::from_le_bytes(padded), "{len} bytes");
+        }
     }
 }
