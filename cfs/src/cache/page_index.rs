@@ -74,8 +74,11 @@ impl<W: ReadWords> PageIndex<W> {
     #[inline(always)]
     pub fn find(&self, key: Key) -> Option<Found> {
         let hash = key.hash();
-        self.find_in(reduce(hash as u32, self.buckets), key)
-            .or_else(|| self.find_in(reduce((hash >> 32) as u32, self.buckets), key))
+        // Not `or_else`, which the compiler may call: what it returns would go through memory.
+        match self.find_in(reduce(hash as u32, self.buckets), key) {
+            None => self.find_in(reduce((hash >> 32) as u32, self.buckets), key),
+            found => found,
+        }
     }
 
     #[inline(always)]
