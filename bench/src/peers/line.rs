@@ -15,32 +15,7 @@ use super::partner::{Line, Partner, Spun, spin};
 /// # Errors
 /// No thread can be started.
 pub fn line(cpus: Cpus) -> anyhow::Result<Side> {
-    let Some(second) = cpus.second else { return Ok(Side::absent(ONE_CPU)) };
-    let line = Arc::new(Line::default());
-    let theirs = Arc::clone(&line);
-    // The asker makes the word odd, the answerer even: each waits for the other's next number.
-    let mut partner = Partner::start(second, move |stop| {
-        let mut next = 1;
-        loop {
-            let seen = || Ok(theirs.0.load(Ordering::Acquire) == next);
-            if spin(Some(stop), seen)? == Spun::Stopped {
-                return Ok(());
-            }
-            theirs.0.store(next + 1, Ordering::Release);
-            next += 2;
-        }
-    })?;
-    let mut next = 1;
-    Ok(Side::batch(move |operations| {
-        partner.check()?;
-        let started = Instant::now();
-        for _ in 0..operations {
-            line.0.store(next, Ordering::Release);
-            spin(None, || Ok(line.0.load(Ordering::Acquire) == next + 1))?;
-            next += 2;
-        }
-        Ok(started.elapsed())
-    }))
+    round_trips(cpus, 0)
 }
 
 /// The same with a line for each direction, as it must be where every byte has one writer: the
@@ -49,18 +24,25 @@ pub fn line(cpus: Cpus) -> anyhow::Result<Side> {
 /// # Errors
 /// No thread can be started.
 pub fn line_each_way(cpus: Cpus) -> anyhow::Result<Side> {
+    round_trips(cpus, 1)
+}
+
+/// Questions are in the first of two lines, answers in that one.
+fn round_trips(cpus: Cpus, answers: usize) -> anyhow::Result<Side> {
     let Some(second) = cpus.second else { return Ok(Side::absent(ONE_CPU)) };
     let lines = Arc::new([Line::default(), Line::default()]);
     let theirs = Arc::clone(&lines);
+    // Questions are odd, answers even: each side waits for the other's next number.
     let mut partner = Partner::start(second, move |stop| {
-        for next in 1.. {
+        let mut next = 1;
+        loop {
             let seen = || Ok(theirs[0].0.load(Ordering::Acquire) == next);
             if spin(Some(stop), seen)? == Spun::Stopped {
-                break;
+                return Ok(());
             }
-            theirs[1].0.store(next, Ordering::Release);
+            theirs[answers].0.store(next + 1, Ordering::Release);
+            next += 2;
         }
-        Ok(())
     })?;
     let mut next = 1;
     Ok(Side::batch(move |operations| {
@@ -68,8 +50,8 @@ pub fn line_each_way(cpus: Cpus) -> anyhow::Result<Side> {
         let started = Instant::now();
         for _ in 0..operations {
             lines[0].0.store(next, Ordering::Release);
-            spin(None, || Ok(lines[1].0.load(Ordering::Acquire) == next))?;
-            next += 1;
+            spin(None, || Ok(lines[answers].0.load(Ordering::Acquire) == next + 1))?;
+            next += 2;
         }
         Ok(started.elapsed())
     }))
