@@ -79,6 +79,12 @@ pub enum Error {
     /// The volume or its storage is read-only.
     #[error("read-only filesystem")]
     ReadOnly,
+    /// A file of more bytes or blocks than its map or the volume can have.
+    #[error("file too large")]
+    FileTooBig,
+    /// What this kind of file or volume cannot do.
+    #[error("{0}")]
+    Unsupported(String),
     /// A bounded resource is used up.
     #[error("{0}")]
     Exhausted(String),
@@ -155,6 +161,8 @@ impl Error {
             Self::TooBig(_) => Errno::TOOBIG,
             Self::NoSuchOffset => Errno::NXIO,
             Self::Encrypted(_) => Errno::NOKEY,
+            Self::FileTooBig => Errno::FBIG,
+            Self::Unsupported(_) => Errno::OPNOTSUPP,
             Self::Exhausted(_) => Errno::NOMEM,
             Self::Owner(errno) => return *errno,
             Self::Device(error) => error.errno(),

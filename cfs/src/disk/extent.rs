@@ -1,5 +1,7 @@
 //! Extent trees.
 
+pub mod edit;
+
 use std::ops::Range;
 
 use zerocopy::byteorder::little_endian::{U16, U32};

@@ -1,5 +1,7 @@
 //! Inodes.
 
+pub mod encode;
+
 use bitflags::bitflags;
 use zerocopy::byteorder::little_endian::{U16, U32};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};

@@ -203,6 +203,8 @@ pub struct Superblock {
     pub inodes_per_group: u32,
     /// Bytes of an inode: a power of two, 128 to the block size.
     pub inode_size: u32,
+    /// Bytes of fields after the first 128 that a new inode has.
+    pub new_extra_isize: u32,
     /// The first inode that is not reserved.
     pub first_ino: u32,
     /// Bytes of a group descriptor: 32, or a power of two from 64 to 1024 with `64bit`.
@@ -301,6 +303,7 @@ impl TryFrom<&RawSuperblock> for Superblock {
             inodes_count: inodes.count,
             inodes_per_group: inodes.per_group,
             inode_size: inodes.size,
+            new_extra_isize: new_extra_isize(raw, &features, inodes.size),
             first_ino: inodes.first,
             desc_size,
             reserved_gdt_blocks,
@@ -502,6 +505,17 @@ fn desc_size(raw: &RawSuperblock, features: &Features) -> Result<u32> {
     check(u32::from(raw.desc_size.get()), "group descriptor size", |&n| {
         n.is_power_of_two() && (64..=1024).contains(&n)
     })
+}
+
+/// What the volume asks for, if it fits, but all fields of today at least.
+fn new_extra_isize(raw: &RawSuperblock, features: &Features, inode_size: u32) -> u32 {
+    let room = inode_size - MIN_INODE_SIZE;
+    let known = (size_of::<super::inode::RawInode>() as u32 - MIN_INODE_SIZE).min(room);
+    let wanted = raw.want_extra_isize.get().max(raw.min_extra_isize.get());
+    let wanted = u32::from(wanted).max(known);
+    let fits = wanted <= room && wanted.is_multiple_of(4);
+    let asked = features.ro_compat.contains(RoCompat::EXTRA_ISIZE);
+    if asked && fits { wanted } else { known }
 }
 
 /// A count in two halves, of which the upper is there with `64bit` alone.
