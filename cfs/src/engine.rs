@@ -25,7 +25,7 @@ use crate::disk::superblock::{self, Superblock};
 use crate::id::{Block, Ino};
 use crate::{Error, Result, limits};
 use cache::{BlockCache, CachedBlock};
-use store::BlockSource;
+use store::{BlockSource, Prompt};
 use zones::Zones;
 
 /// How to open a volume.
@@ -66,6 +66,7 @@ impl Volume {
         let groups = read_groups(&*source, &superblock)?;
         let zones = Zones::new(&superblock, &groups);
         let cache = BlockCache::new(options.metadata_cache, superblock.block_size);
+        let source = Arc::new(Prompt(source));
         let mut volume = Self { source, superblock, access, groups, zones, cache, overhead: 0 };
         volume.overhead = volume.count_overhead();
         Ok(volume)

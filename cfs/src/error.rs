@@ -88,6 +88,9 @@ pub enum Error {
     /// A bounded resource is used up.
     #[error("{0}")]
     Exhausted(String),
+    /// Storage would have to be waited for by who must not wait.
+    #[error("the answer is not in memory")]
+    WouldWait,
     /// What the volume's owner answered: an errno.
     #[error("{}", io::Error::from_raw_os_error(*.0))]
     Owner(i32),
@@ -164,6 +167,7 @@ impl Error {
             Self::FileTooBig => Errno::FBIG,
             Self::Unsupported(_) => Errno::OPNOTSUPP,
             Self::Exhausted(_) => Errno::NOMEM,
+            Self::WouldWait => Errno::AGAIN,
             Self::Owner(errno) => return *errno,
             Self::Device(error) => error.errno(),
             Self::Cluster(oslet::Error::Exhausted(_)) => Errno::NOMEM,

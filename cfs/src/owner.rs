@@ -116,12 +116,13 @@ impl Owner {
             Kind::Symlink => Some(self.volume.readlink(inode)?),
             _ => None,
         };
-        let record = InodeRecord {
-            attr: self.volume.attr(inode),
+        let has_xattr = match self.volume.listxattr(inode) {
+            Ok(names) => !names.is_empty(),
+            Err(Error::WouldWait) => return Err(Error::WouldWait),
             // Asked for, they give the error again; so they must be asked for.
-            has_xattr: self.volume.listxattr(inode).map_or(true, |names| !names.is_empty()),
-            target,
+            Err(_) => true,
         };
+        let record = InodeRecord { attr: self.volume.attr(inode), has_xattr, target };
         self.inodes.lock().publish(&record);
         Ok(record)
     }

@@ -60,7 +60,7 @@ impl VolumeService {
         let workers = oslet.cpus.iter().count().clamp(2, 16);
         let service = Arc::new(Self {
             handle: handle.clone(),
-            volumes: Volumes::new(workers)?,
+            volumes: Volumes::new(workers),
             images: Mutex::default(),
             mounted: Mutex::default(),
         });
@@ -112,7 +112,7 @@ impl VolumeService {
         handle.add_io_file(&**image.device().file())?;
         let opened = image.take_volume().with_context(named)?;
         let owner = Owner::new(handle.arena(), object as u64, opened, frames)?;
-        self.volumes.add(owner);
+        self.volumes.add(owner)?;
         let note = image.report().map(|report| {
             format!(
                 "volume \"{}\": journal replayed: {} transactions, {} blocks",

@@ -1,5 +1,7 @@
 //! Where a volume's bytes come from.
 
+mod prompt;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,6 +10,9 @@ use oslet::id::PageRef;
 use parking_lot::RwLock;
 
 use crate::{Error, Result, limits};
+
+pub(crate) use prompt::Prompt;
+pub use prompt::promptly;
 
 /// Storage that holds one volume, addressed in bytes. All methods may be called at once from any
 /// number of threads.

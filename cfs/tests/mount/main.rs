@@ -7,6 +7,8 @@
 
 mod basic;
 mod fixture;
+#[path = "../gate/mod.rs"]
+mod gate;
 mod memfs;
 mod slow;
 mod trouble;

@@ -7,80 +7,21 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, mpsc};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use cfs::Result;
-use cfs::engine::store::{BlockSource, MemSource};
 use cfs::engine::{Options, Volume};
 use cfs::local::LocalVolume;
 use cfs::mount::mountpoint::{MountOptions, Mounted, open_and_mount};
 use cfs::mount::{Choice, Config, Session, VolumeFs};
-use parking_lot::{Condvar, Mutex};
 use rustix::fs::{AtFlags, CWD, OFlags, StatxFlags};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::CpuSet;
 
 use crate::fixture::{Process, SOON, Via, over_each};
+use crate::gate::Gate;
 
 const FILES: usize = 100;
 const LEN: usize = 64 << 10;
-
-/// A device that answers while its gate is open.
-struct Gate {
-    inner: MemSource,
-    closed: Mutex<bool>,
-    waiting: Mutex<usize>,
-    changed: Condvar,
-}
-
-impl Gate {
-    fn close(&self) {
-        *self.closed.lock() = true;
-    }
-
-    fn open(&self) {
-        *self.closed.lock() = false;
-        self.changed.notify_all();
-    }
-
-    /// Waits until so many operations wait.
-    fn wait_for(&self, count: usize) {
-        let until = Instant::now() + SOON;
-        while *self.waiting.lock() < count {
-            assert!(Instant::now() < until, "only {} operations wait", self.waiting.lock());
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-}
-
-impl BlockSource for Gate {
-    fn size(&self) -> u64 {
-        self.inner.size()
-    }
-
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        let mut closed = self.closed.lock();
-        if *closed {
-            *self.waiting.lock() += 1;
-            self.changed.wait_while(&mut closed, |closed| *closed);
-            *self.waiting.lock() -= 1;
-        }
-        drop(closed);
-        self.inner.read_at(offset, buf)
-    }
-
-    fn is_writable(&self) -> bool {
-        false
-    }
-
-    fn write_at(&self, _: u64, _: &[u8]) -> Result<()> {
-        panic!("a read-only mount writes")
-    }
-
-    fn flush(&self) -> Result<()> {
-        Ok(())
-    }
-}
 
 struct Fixture {
     gate: Arc<Gate>,
@@ -108,12 +49,7 @@ impl Fixture {
         let mut mke2fs = Command::new("mke2fs");
         let made = mke2fs.args(["-q", "-t", "ext4", "-d"]).args([&tree, &image]).status();
         assert!(made.unwrap().success(), "mke2fs fails");
-        let gate = Arc::new(Gate {
-            inner: MemSource::new(std::fs::read(&image).unwrap()),
-            closed: Mutex::new(false),
-            waiting: Mutex::new(0),
-            changed: Condvar::new(),
-        });
+        let gate = Arc::new(Gate::new(std::fs::read(&image).unwrap()));
         let volume = Volume::open(gate.clone(), &Options::default()).unwrap();
         let volume = LocalVolume::serve(volume, 16 << 20).unwrap();
         let switch = via.switch();

@@ -97,8 +97,8 @@ impl Member {
         let mut opened = Image::open(image, &engine, &self.arena, &options)?;
         let volume = opened.take_volume().context("the volume was taken")?;
         let owner = Owner::new(&self.arena, VOLUME, volume, frames)?;
-        let volumes = Volumes::new(WORKERS)?;
-        volumes.add(Arc::clone(&owner));
+        let volumes = Volumes::new(WORKERS);
+        volumes.add(Arc::clone(&owner))?;
         let server = Server::new(&self.region, Arc::new(Answers(volumes)));
         let control = self.region.control();
         let before = control.owner(VOLUME as usize)?;

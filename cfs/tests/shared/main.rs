@@ -2,150 +2,23 @@
 
 #![forbid(unsafe_code)]
 
+mod cluster;
+#[path = "../gate/mod.rs"]
+mod gate;
+mod slow;
+
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cfs::client::{Client, Connect, Page};
+use cfs::client::{Client, Page};
 use cfs::disk::inode::Kind;
-use cfs::engine::{Options, Volume, store::MemSource};
 use cfs::id::Ino;
-use cfs::owner::Owner;
-use cfs::service::Volumes;
-use oslet::arena::Arena;
-use oslet::id::{Epoch, OsletId, ParticipantId};
-use oslet::region::{Backing, ControlPage, OwnSegment, Ownership, Paging, Region, SegmentSpec};
-use oslet::rpc::{Channel, Handler, PendingChannel, Replier, Request, Server};
+use oslet::id::{Epoch, ParticipantId};
+use oslet::region::OwnSegment;
+use oslet::rpc::{Handler, PendingChannel, Replier, Request, Server};
 
-struct Serve(Arc<Volumes>);
-
-impl Handler for Serve {
-    fn handle(&self, request: Request, replier: Replier) {
-        self.0.handle(request, replier);
-    }
-
-    fn broken(&self, peer: ParticipantId, _: Epoch, error: oslet::Error) {
-        panic!("{peer:?}: {error}");
-    }
-}
-
-struct Way {
-    local: Option<Arc<Owner>>,
-    channel: Option<Arc<Channel>>,
-}
-
-impl Connect for Way {
-    fn local(&self, _: u64) -> Option<Arc<Owner>> {
-        self.local.clone()
-    }
-
-    fn channel(&self, _: OsletId, _: Epoch) -> oslet::Result<Arc<Channel>> {
-        self.channel.clone().ok_or_else(|| oslet::Error::Gone("nobody".into()))
-    }
-}
-
-struct Cluster {
-    local: Arc<Client>,
-    remote: Arc<Client>,
-    owner: Arc<Owner>,
-    arena: Arc<Arena>,
-    /// The segment of a third OSlet, which all have mapped.
-    neighbour: Arc<OwnSegment>,
-    _server: Arc<Server>,
-}
-
-fn oslet(index: usize) -> OsletId {
-    OsletId::new(index).unwrap()
-}
-
-fn cluster(image: Vec<u8>, frames: usize, budget: usize) -> Cluster {
-    let control = ControlPage::create(&Backing::Memfd, "shared", 3).unwrap();
-    let join = |index: usize, frames: usize| {
-        let spec = SegmentSpec {
-            participant: ParticipantId::runtime(oslet(index)),
-            epoch: Epoch(1),
-            frames,
-            space: 8 << 20,
-            paging: Paging::default(),
-        };
-        let own = OwnSegment::create(&Backing::Memfd, control.cluster(), &spec).unwrap();
-        let control = ControlPage::open(control.file().try_clone().unwrap()).unwrap();
-        Region::new(control, own, Paging::default()).unwrap()
-    };
-    let (a, b, c) = (join(0, frames), join(1, 16), join(2, 16));
-    let id = |index| ParticipantId::runtime(oslet(index));
-    c.map(&a.own().reader().unwrap(), id(0), Epoch(1)).unwrap();
-    for region in [&a, &b] {
-        region.map(&c.own().reader().unwrap(), id(2), Epoch(1)).unwrap();
-    }
-    let neighbour = Arc::clone(c.own());
-    a.map(&b.own().reader().unwrap(), id(1), Epoch(1)).unwrap();
-    b.map(&a.own().reader().unwrap(), id(0), Epoch(1)).unwrap();
-    let source = Arc::new(MemSource::new(image));
-    let volume = Volume::open(source, &Options::default()).unwrap();
-    let arena = Arena::new(&a);
-    let owner = Owner::new(&arena, 0, volume, budget).unwrap();
-    let volumes = Volumes::new(2).unwrap();
-    volumes.add(Arc::clone(&owner));
-    let server = Server::new(&a, Arc::new(Serve(volumes)));
-    let pending = PendingChannel::new(&b, id(0), Epoch(1)).unwrap();
-    let answer = server.accept(id(1), Epoch(1), pending.offer()).unwrap();
-    let channel = pending.open(answer).unwrap();
-    let now = a.control().owner(0).unwrap();
-    let serving = Ownership { owner: Some((oslet(0), Epoch(1))), ..Ownership::default() };
-    a.control().change_owner(0, now, serving).unwrap().unwrap();
-    let way = |local, channel| Arc::new(Way { local, channel });
-    let local = Client::new(&a, 0, way(Some(Arc::clone(&owner)), None)).unwrap();
-    let remote = Client::new(&b, 0, way(None, Some(channel))).unwrap();
-    Cluster { local, remote, owner, arena, neighbour, _server: server }
-}
-
-/// A tree with files of many sizes, made into an image.
-fn image(files: &BTreeMap<String, Vec<u8>>, options: &[&str]) -> Vec<u8> {
-    let dir = tempfile::tempdir().unwrap();
-    let tree = dir.path().join("tree");
-    for (name, bytes) in files {
-        let path = tree.join(name);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, bytes).unwrap();
-    }
-    std::os::unix::fs::symlink("dir 1/file 8", tree.join("link")).unwrap();
-    std::os::unix::fs::symlink("x".repeat(200), tree.join("long link")).unwrap();
-    let path = dir.path().join("image");
-    let status = Command::new("mke2fs")
-        .args(["-q", "-t", "ext4", "-d"])
-        .arg(&tree)
-        .args(options)
-        .arg(&path)
-        .arg("64M")
-        .status()
-        .expect("mke2fs (package e2fsprogs) is needed");
-    assert!(status.success());
-    read(&path)
-}
-
-fn read(path: &Path) -> Vec<u8> {
-    std::fs::read(path).unwrap()
-}
-
-fn tree() -> BTreeMap<String, Vec<u8>> {
-    let mut files = BTreeMap::new();
-    for index in 0..60usize {
-        let len = index * index * 37;
-        let bytes = (0..len).map(|at| (at * 7 + index) as u8).collect();
-        files.insert(format!("dir {}/file {index}", index % 7), bytes);
-    }
-    files.insert(
-        "a name of more than forty bytes, to be found among the long ones".into(),
-        b"!".into(),
-    );
-    let mut sparse = vec![0; 300_000];
-    sparse[150_000..150_010].copy_from_slice(b"0123456789");
-    files.insert("sparse".into(), sparse);
-    files
-}
+use cluster::{Cluster, Way, cluster, image, oslet, tree};
 
 fn check(client: &Arc<Client>, files: &BTreeMap<String, Vec<u8>>) {
     for (name, bytes) in files {
@@ -267,8 +140,8 @@ fn without_an_owner_what_is_cached_stays_readable() {
     let cluster = cluster(image(&files, &[]), 2048, 2000);
     check(&cluster.remote, &files);
     // The owner falls silent: nobody answers any more.
-    let Cluster { remote, owner, _server, .. } = cluster;
-    _server.stop();
+    let Cluster { remote, owner, server, .. } = cluster;
+    server.stop();
     drop(owner);
     let file = remote.open(b"dir 3/file 59").unwrap();
     let mut buf = vec![0; 1000];
