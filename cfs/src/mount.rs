@@ -47,12 +47,14 @@ mod waits;
 
 pub use notify::{Invalidate, Notifier};
 pub use ops::{
-    Agreed, Attr, DirEntry, Entry, Features, FileFlags, Filesystem, Handle, NodeId, ReadRange,
-    Request, StatFs, Statx, Time, Whence,
+    Agreed, Allocation, Attr, Changes, CopyRange, DirEntry, Entry, Features, FileFlags, Filesystem,
+    Handle, NewFlags, NewNode, NodeId, Opening, ReadRange, RenameFlags, Request, SetTime, StatFs,
+    Statx, Time, TrimRange, Whence, WriteRange, XattrFlags,
 };
 pub use reply::{
-    Attributes, Data, Directory, DirectoryPlus, Done, FlagsReply, Listing, Lookup, OpenCache,
-    Opened, Piece, Position, Reply, Statistics, StatxAttributes, Value,
+    Attributes, Created, Data, Directory, DirectoryPlus, Done, FlagsReply, Listing, Lookup,
+    OpenCache, Opened, Piece, Position, Reply, Statistics, StatxAttributes, Trimmed, Value,
+    Written,
 };
 pub use session::{Choice, Config, Session, Transport};
 pub use volume::VolumeFs;

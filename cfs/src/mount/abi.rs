@@ -54,6 +54,12 @@ pub(super) mod ioctl {
     pub(in super::super) const EXT4_GETVERSION: u32 = 0x8008_6603;
     /// `FS_IOC_FSGETXATTR`, `_IOR('X', 31, struct fsxattr)`.
     pub(in super::super) const FSGETXATTR: u32 = 0x801c_581f;
+    /// `FS_IOC_SETFLAGS`, `_IOW('f', 2, long)`; 32 bits are sent.
+    pub(in super::super) const SETFLAGS: u32 = 0x4008_6602;
+    /// `FS_IOC_FSSETXATTR`, `_IOW('X', 32, struct fsxattr)`.
+    pub(in super::super) const FSSETXATTR: u32 = 0x401c_5820;
+    /// `FITRIM`, `_IOWR('X', 121, struct fstrim_range)`.
+    pub(in super::super) const FITRIM: u32 = 0xc018_5879;
 }
 
 bitflags::bitflags! {
@@ -61,8 +67,10 @@ bitflags::bitflags! {
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
     pub(super) struct InitFlags: u64 {
         const ASYNC_READ = 1 << 0;
+        const ATOMIC_O_TRUNC = 1 << 3;
         const EXPORT_SUPPORT = 1 << 4;
         const BIG_WRITES = 1 << 5;
+        const DONT_MASK = 1 << 6;
         const AUTO_INVAL_DATA = 1 << 12;
         const DO_READDIRPLUS = 1 << 13;
         const READDIRPLUS_AUTO = 1 << 14;
@@ -74,6 +82,8 @@ bitflags::bitflags! {
         const CACHE_SYMLINKS = 1 << 23;
         const NO_OPENDIR_SUPPORT = 1 << 24;
         const EXPLICIT_INVAL_DATA = 1 << 25;
+        const HANDLE_KILLPRIV_V2 = 1 << 28;
+        const SETXATTR_EXT = 1 << 29;
         const INIT_EXT = 1 << 30;
         const NO_EXPORT_SUPPORT = 1 << 38;
         const OVER_IO_URING = 1 << 41;
@@ -167,6 +177,25 @@ abi! {
     Rename2In, 16 { newdir: u64, flags: u32, padding: u32 }
     LinkIn, 8 { oldnodeid: u64 }
     CreateIn, 16 { flags: u32, mode: u32, umask: u32, open_flags: u32 }
+    SetattrIn, 88 {
+        valid: u32, padding: u32, fh: u64, size: u64, lock_owner: u64, atime: i64, mtime: i64,
+        ctime: i64, atimensec: u32, mtimensec: u32, ctimensec: u32, mode: u32, unused4: u32,
+        uid: u32, gid: u32, unused5: u32,
+    }
+    WriteIn, 40 {
+        fh: u64, offset: u64, size: u32, write_flags: u32, lock_owner: u64, flags: u32,
+        padding: u32,
+    }
+    WriteOut, 8 { size: u32, padding: u32 }
+    FallocateIn, 32 { fh: u64, offset: u64, length: u64, mode: u32, padding: u32 }
+    CopyFileRangeIn, 56 {
+        fh_in: u64, off_in: u64, nodeid_out: u64, fh_out: u64, off_out: u64, len: u64, flags: u64,
+    }
+    CopyFileRangeOut, 8 { bytes_copied: u64 }
+    /// With `SETXATTR_EXT`; before it, the first half alone.
+    SetxattrIn, 16 { size: u32, flags: u32, setxattr_flags: u32, padding: u32 }
+    /// `struct fstrim_range` of `linux/fs.h`.
+    TrimRange, 24 { start: u64, len: u64, minlen: u64 }
 
     NotifyInvalInode, 24 { ino: u64, off: i64, len: i64 }
     NotifyInvalEntry, 16 { parent: u64, namelen: u32, flags: u32 }
@@ -176,3 +205,30 @@ abi! {
 pub(super) const fn dirent_len(len: usize) -> usize {
     (size_of::<Dirent>() + len).next_multiple_of(8)
 }
+
+/// `FATTR_*`: which fields of [`SetattrIn`] are set.
+pub(super) mod fattr {
+    pub(in super::super) const MODE: u32 = 1 << 0;
+    pub(in super::super) const UID: u32 = 1 << 1;
+    pub(in super::super) const GID: u32 = 1 << 2;
+    pub(in super::super) const SIZE: u32 = 1 << 3;
+    pub(in super::super) const ATIME: u32 = 1 << 4;
+    pub(in super::super) const MTIME: u32 = 1 << 5;
+    pub(in super::super) const ATIME_NOW: u32 = 1 << 7;
+    pub(in super::super) const MTIME_NOW: u32 = 1 << 8;
+    pub(in super::super) const CTIME: u32 = 1 << 10;
+    pub(in super::super) const KILL_SUIDGID: u32 = 1 << 11;
+}
+
+/// `FUSE_WRITE_CACHE`: pages written back, not a call of write(2).
+pub(super) const WRITE_CACHE: u32 = 1 << 0;
+/// `FUSE_WRITE_KILL_SUIDGID`.
+pub(super) const WRITE_KILL_SUIDGID: u32 = 1 << 2;
+/// `FUSE_OPEN_KILL_SUIDGID`.
+pub(super) const OPEN_KILL_SUIDGID: u32 = 1 << 0;
+/// `FUSE_SETXATTR_ACL_KILL_SGID`.
+pub(super) const SETXATTR_KILL_SGID: u32 = 1 << 0;
+/// `O_DSYNC` of open(2); the constant of rustix is that of O_SYNC.
+pub(super) const O_DSYNC: u32 = 0o10000;
+/// `FUSE_FSYNC_FDATASYNC`.
+pub(super) const FSYNC_DATA: u32 = 1 << 0;

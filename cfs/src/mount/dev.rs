@@ -21,11 +21,11 @@ pub(super) fn serve(shared: &Shared, device: &Arc<OwnedFd>, cpu: Option<usize>) 
         bind(cpu);
     }
     notify::this_thread_serves();
-    let mut buffer = vec![0; shared.read_buffer_len()];
+    let mut buffer = shared.buffers().take();
     let _entered = shared.interrupter().enter();
     while !shared.is_stopping() {
         match rustix::io::read(device, &mut buffer[..]) {
-            Ok(len) => handle(shared, device, &buffer[..len]),
+            Ok(len) => handle(shared, device, &mut buffer, len),
             Err(Errno::NODEV | Errno::CONNABORTED | Errno::NOTCONN) => return Ok(()),
             // A request that was taken back before it could be read is NOENT.
             Err(Errno::INTR | Errno::NOENT | Errno::AGAIN) => {}
@@ -35,10 +35,22 @@ pub(super) fn serve(shared: &Shared, device: &Arc<OwnedFd>, cpu: Option<usize>) 
     Ok(())
 }
 
-fn handle(shared: &Shared, device: &Arc<OwnedFd>, bytes: &[u8]) {
+fn handle(shared: &Shared, device: &Arc<OwnedFd>, buffer: &mut Vec<u8>, len: usize) {
+    let bytes = &buffer[..len];
     // Shorter than a header: not even its number is known, so nobody can be answered.
     let Ok((header, body)) = abi::InHeader::read_from_prefix(bytes) else { return };
-    shared.dispatch(&header, Body::joined(body), || Channel::Device(device.clone()));
+    if header.opcode != abi::op::WRITE {
+        return shared.dispatch(&header, Body::joined(body), || Channel::Device(device.clone()));
+    }
+    // The data stay where they are, and go with the obligation to answer.
+    let mut arguments = [0; size_of::<abi::WriteIn>()];
+    let known = body.len().min(arguments.len());
+    arguments[..known].copy_from_slice(&body[..known]);
+    let data = len - body.len() + known..len;
+    let buffers = shared.buffers();
+    let full = std::mem::replace(buffer, buffers.take());
+    let channel = || Channel::DeviceData(device.clone(), buffers.lend(full, data));
+    shared.dispatch(&header, Body::apart(&arguments[..known], &[]), channel);
 }
 
 /// Binds the calling thread. A CPU that has gone offline since is no reason not to serve.

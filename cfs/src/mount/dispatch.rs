@@ -6,8 +6,10 @@ use rustix::io::Errno;
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
 use super::abi::{self, op};
-use super::ops::{Filesystem, Handle, NodeId, ReadRange, Request, Whence};
-use super::reply::{Channel, Done, FlagsReply, Question, Reply};
+use super::ops::{Filesystem, Handle, NodeId, Opening, ReadRange, Request, Whence};
+use super::reply::{Channel, Done, FlagsReply, Question, Reply, Written};
+
+mod change;
 
 /// A name longer than this is refused here: the kernel leaves it to the filesystem.
 pub(super) const NAME_MAX: usize = 255;
@@ -112,6 +114,15 @@ impl Call<'_> {
         Reply::new(self.channel.take(), self.header.unique, limit.min(self.max))
     }
 
+    /// The same for a write of `len` bytes, which must have come with it.
+    fn data_reply(&mut self, len: usize) -> Result<Reply<Written>, Errno> {
+        let came = self.channel.as_ref().map_or(0, |channel| channel.data().len());
+        if came < len {
+            return Err(Errno::IO);
+        }
+        Ok(Reply::new(self.channel.take(), self.header.unique, len))
+    }
+
     /// An error is answered by the caller: `reply` has not been taken then.
     fn run(&mut self, node: NodeId) -> Result<(), Errno> {
         let fs = self.fs;
@@ -129,11 +140,12 @@ impl Call<'_> {
             op::READLINK => fs.readlink(request, node, self.reply(PATH_MAX)),
             op::OPEN => {
                 let (open, _) = body.arguments::<abi::OpenIn>()?;
-                let flags = OFlags::from_bits_retain(open.flags);
-                if flags.intersection(OFlags::ACCMODE) != OFlags::RDONLY {
+                let how = opening(open.flags, open.open_flags);
+                let reads = how.flags.intersection(OFlags::ACCMODE) == OFlags::RDONLY;
+                if !(reads || fs.features().writable) {
                     return Err(Errno::ROFS);
                 }
-                fs.open(request, node, flags, self.reply(0));
+                fs.open(request, node, how, self.reply(0));
             }
             op::OPENDIR => fs.opendir(request, node, self.reply(0)),
             op::RELEASE | op::RELEASEDIR => {
@@ -177,19 +189,23 @@ impl Call<'_> {
             }
             op::FSYNC | op::FSYNCDIR => {
                 let (fsync, _) = body.arguments::<abi::FsyncIn>()?;
-                fs.fsync(request, node, Handle(fsync.fh), self.reply(0));
+                let data_only = fsync.fsync_flags & abi::FSYNC_DATA != 0;
+                fs.fsync(request, node, Handle(fsync.fh), data_only, self.reply(0));
             }
             op::DESTROY => self.reply::<Done>(0).done(),
-            opcode => return Err(refusal(opcode, body)),
+            _ => self.change(request, node)?,
         }
         Ok(())
     }
 
-    /// The questions that have one answer whoever asks; others are none of this filesystem.
+    /// The questions that have one answer whoever asks, and what chattr and fstrim want; others are
+    /// none of this filesystem.
     fn ioctl(&mut self, request: &Request, node: NodeId) -> Result<(), Errno> {
         let fs = self.fs;
-        let (ioctl, _) = self.body.arguments::<abi::IoctlIn>()?;
-        let question = Question::of(ioctl.cmd).ok_or(Errno::NOTTY)?;
+        let (ioctl, data) = self.body.arguments::<abi::IoctlIn>()?;
+        let Some(question) = Question::of(ioctl.cmd) else {
+            return self.ioctl_change(request, node, ioctl.cmd, data);
+        };
         let reply = self.reply(ioctl.out_size as usize);
         fs.flags(request, node, FlagsReply::new(reply, question));
         Ok(())
@@ -217,38 +233,13 @@ impl Call<'_> {
     }
 }
 
+fn opening(flags: u32, open_flags: u32) -> Opening {
+    let kill_privileges = open_flags & abi::OPEN_KILL_SUIDGID != 0;
+    Opening { flags: OFlags::from_bits_retain(flags), kill_privileges }
+}
+
 /// The longest target of a symbolic link.
 const PATH_MAX: usize = 4096;
-
-/// What would change something fails with EROFS, its names checked first; what is unknown with
-/// ENOSYS, after which the kernel does without.
-fn refusal(opcode: u32, body: Body<'_>) -> Errno {
-    let names = match opcode {
-        op::SYMLINK | op::UNLINK | op::RMDIR => Ok((body.rest(), 1)),
-        op::MKNOD => body.arguments::<abi::MknodIn>().map(|(_, rest)| (rest, 1)),
-        op::MKDIR => body.arguments::<abi::MkdirIn>().map(|(_, rest)| (rest, 1)),
-        op::LINK => body.arguments::<abi::LinkIn>().map(|(_, rest)| (rest, 1)),
-        op::CREATE => body.arguments::<abi::CreateIn>().map(|(_, rest)| (rest, 1)),
-        op::RENAME => body.arguments::<abi::RenameIn>().map(|(_, rest)| (rest, 2)),
-        op::RENAME2 => body.arguments::<abi::Rename2In>().map(|(_, rest)| (rest, 2)),
-        op::SETATTR
-        | op::WRITE
-        | op::SETXATTR
-        | op::REMOVEXATTR
-        | op::FALLOCATE
-        | op::COPY_FILE_RANGE
-        | op::COPY_FILE_RANGE_64
-        | op::TMPFILE => return Errno::ROFS,
-        _ => return Errno::NOSYS,
-    };
-    let checked = names.and_then(|(mut rest, count)| {
-        for _ in 0..count {
-            name(&mut rest)?;
-        }
-        Ok(())
-    });
-    checked.err().unwrap_or(Errno::ROFS)
-}
 
 #[cfg(test)]
 mod tests;

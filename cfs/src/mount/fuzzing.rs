@@ -20,12 +20,14 @@ pub fn answers(
     max: usize,
 ) -> Vec<(i32, Vec<u8>)> {
     let Ok((header, body)) = abi::InHeader::read_from_prefix(request) else { return Vec::new() };
+    let data = body.get(size_of::<abi::WriteIn>()..).unwrap_or_default();
     let body = match apart.and_then(|len| body.split_at_checked(len)) {
         Some((arguments, rest)) => Body::apart(arguments, rest),
         None => Body::joined(body),
     };
+    let body_data = data.to_vec();
     let (kept, answers) = mpsc::channel();
-    dispatch(fs, &header, body, || Channel::Kept(kept), max);
+    dispatch(fs, &header, body, || Channel::Kept(kept, body_data), max);
     answers.iter().collect()
 }
 

@@ -110,6 +110,13 @@ fn wanted(features: Features) -> InitFlags {
         | InitFlags::NO_OPENDIR_SUPPORT
         | InitFlags::EXPLICIT_INVAL_DATA
         | InitFlags::INIT_EXT;
+    // Privileges go with the change itself: no question for an attribute before each write. The
+    // umask is applied by the filesystem, which knows of default ACLs.
+    let writing = InitFlags::ATOMIC_O_TRUNC
+        | InitFlags::HANDLE_KILLPRIV_V2
+        | InitFlags::SETXATTR_EXT
+        | InitFlags::DONT_MASK;
+    wanted.set(writing, features.writable);
     wanted.set(InitFlags::DO_READDIRPLUS, features.readdirplus);
     wanted.set(InitFlags::READDIRPLUS_AUTO, features.readdirplus);
     wanted.set(InitFlags::POSIX_ACL, features.posix_acl);
@@ -122,7 +129,8 @@ fn wanted(features: Features) -> InitFlags {
 mod tests {
     use super::*;
 
-    const ALL: Features = Features { readdirplus: true, posix_acl: true, export: true };
+    const ALL: Features =
+        Features { readdirplus: true, posix_acl: true, export: true, writable: true };
 
     fn agreed(init: &abi::InitIn) -> Agreement {
         match negotiate(init, ALL, 1 << 20, 4096).unwrap() {

@@ -1,14 +1,22 @@
 //! What a filesystem does for a mount: one trait, whatever the transport.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 
+mod change;
+mod types;
+
+pub use types::{Attr, DirEntry, Entry, FileFlags, ReadRange, StatFs, Statx, Time, Whence};
+
+pub use change::{
+    Allocation, Changes, CopyRange, NewFlags, NewNode, Opening, RenameFlags, SetTime, TrimRange,
+    WriteRange, XattrFlags,
+};
+
 use super::reply::{
-    Attributes, Data, Directory, DirectoryPlus, Done, FlagsReply, Lookup, Opened, Position, Reply,
-    Statistics, StatxAttributes, Value,
+    Attributes, Created, Data, Directory, DirectoryPlus, Done, FlagsReply, Lookup, Opened,
+    Position, Reply, Statistics, StatxAttributes, Trimmed, Value, Written,
 };
 use super::waits::Waits;
 
@@ -38,137 +46,6 @@ pub struct Request {
     pub pid: u32,
 }
 
-/// A point in time: seconds since 1970, before it negative.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
-pub struct Time {
-    /// Whole seconds, rounded down.
-    pub secs: i64,
-    /// Below 1,000,000,000.
-    pub nanos: u32,
-}
-
-/// What stat shows.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Attr {
-    /// The inode number that programs see.
-    pub ino: u64,
-    /// Bytes.
-    pub size: u64,
-    /// Units of 512 bytes.
-    pub blocks: u64,
-    /// Last access.
-    pub atime: Time,
-    /// Last change of the content.
-    pub mtime: Time,
-    /// Last change of the inode.
-    pub ctime: Time,
-    /// File type and permissions.
-    pub mode: u32,
-    /// Hard links.
-    pub nlink: u32,
-    /// Owning user.
-    pub uid: u32,
-    /// Owning group.
-    pub gid: u32,
-    /// Major and minor of a device node.
-    pub rdev: (u32, u32),
-    /// Preferred size of I/O in bytes.
-    pub blksize: u32,
-}
-
-/// What statx shows beyond stat.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Statx {
-    /// The part in common.
-    pub attr: Attr,
-    /// When it was created, where known.
-    pub btime: Option<Time>,
-    /// `STATX_ATTR_*` that are set.
-    pub attributes: u64,
-    /// `STATX_ATTR_*` that this filesystem knows.
-    pub attributes_mask: u64,
-}
-
-/// What lsattr shows of a file or directory.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct FileFlags {
-    /// `FS_*_FL` that are set.
-    pub flags: u32,
-    /// Tells two lives of the same inode number apart.
-    pub generation: u32,
-    /// Whose quota it is charged to.
-    pub project: u32,
-}
-
-/// What a name leads to. Each one that is answered counts as one lookup, which
-/// [`Filesystem::forget`] takes back.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Entry {
-    /// The inode.
-    pub node: NodeId,
-    /// Tells two lives of the same node apart (for NFS handles).
-    pub generation: u64,
-    /// Its attributes.
-    pub attr: Attr,
-    /// How long the kernel may believe the name.
-    pub entry_ttl: Duration,
-    /// How long the kernel may believe the attributes.
-    pub attr_ttl: Duration,
-}
-
-/// A name in a directory.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct DirEntry<'a> {
-    /// The inode number that programs see.
-    pub ino: u64,
-    /// Where the next `readdir` goes on after this entry: never 0, below 2^63.
-    pub next: u64,
-    /// Its type, or `Unknown`.
-    pub kind: FileType,
-    /// Any bytes but `/` and 0.
-    pub name: &'a [u8],
-}
-
-/// What statfs shows.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct StatFs {
-    /// Blocks in all, of `frsize` bytes.
-    pub blocks: u64,
-    /// Free ones.
-    pub bfree: u64,
-    /// Those of them that ordinary users may have.
-    pub bavail: u64,
-    /// Inodes in all.
-    pub files: u64,
-    /// Free ones.
-    pub ffree: u64,
-    /// Preferred size of I/O.
-    pub bsize: u32,
-    /// Unit of the block counts.
-    pub frsize: u32,
-    /// Longest name in bytes.
-    pub namelen: u32,
-}
-
-/// What `lseek` looks for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Whence {
-    /// The first byte at or after the offset that is in no hole.
-    Data,
-    /// The first byte at or after the offset that is in a hole; the end of the file is one.
-    Hole,
-}
-
-/// How much of a file.
-#[derive(Clone, Copy, Debug)]
-pub struct ReadRange {
-    /// First byte.
-    pub offset: u64,
-    /// At most so many bytes; fewer only at the end of the file. Bounded by the mount's largest
-    /// read.
-    pub size: u32,
-}
-
 /// What the filesystem is able to do, told to the kernel when the mount begins.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Features {
@@ -180,6 +57,8 @@ pub struct Features {
     /// `lookup` understands `.` and `..` of any node ever handed out, so that file handles
     /// (`open_by_handle_at`, NFS) survive a dropped cache. Otherwise there are none.
     pub export: bool,
+    /// Files may be changed. Otherwise what would change something is answered with EROFS.
+    pub writable: bool,
 }
 
 /// What was agreed with the kernel.
@@ -195,8 +74,8 @@ pub struct Agreed {
     pub posix_acl: bool,
 }
 
-/// A filesystem behind a mount: read-only as yet. Requests that would change something are
-/// answered by the transport (EROFS; ENAMETOOLONG for names over 255 bytes).
+/// A filesystem behind a mount. Names over 255 bytes are refused by the transport (ENAMETOOLONG),
+/// and what would change something where [`Features::writable`] is not set (EROFS).
 ///
 /// Methods are called from many threads at once. Each is given a [`Reply`], which may be answered
 /// at once or moved to another thread: a method that blocks holds up its CPU's other requests, and
@@ -229,9 +108,9 @@ pub trait Filesystem: Send + Sync + 'static {
     /// Where a symbolic link points.
     fn readlink(&self, request: &Request, node: NodeId, reply: Reply<Data>);
 
-    /// Opens a file for reading. After ENOSYS the kernel opens files by itself, without a message,
-    /// and keeps their pages in its cache until told to drop them.
-    fn open(&self, _request: &Request, _node: NodeId, _flags: OFlags, reply: Reply<Opened>) {
+    /// Opens a file; O_TRUNC among the flags is to be obeyed. After ENOSYS the kernel opens files
+    /// by itself, without a message, and keeps their pages in its cache until told to drop them.
+    fn open(&self, _request: &Request, _node: NodeId, _how: Opening, reply: Reply<Opened>) {
         reply.unsupported();
     }
 
@@ -319,9 +198,188 @@ pub trait Filesystem: Send + Sync + 'static {
         reply.unsupported();
     }
 
-    /// Makes a file or directory durable; after ENOSYS the kernel takes it for done.
-    fn fsync(&self, _request: &Request, _node: NodeId, _handle: Handle, reply: Reply<Done>) {
+    /// Makes a file or directory durable; with `data_only` what is not needed to read it may wait.
+    /// After ENOSYS the kernel takes it for done.
+    fn fsync(
+        &self,
+        _request: &Request,
+        _node: NodeId,
+        _handle: Handle,
+        _data_only: bool,
+        reply: Reply<Done>,
+    ) {
         reply.unsupported();
+    }
+
+    /// Changes attributes.
+    fn setattr(
+        &self,
+        _request: &Request,
+        _node: NodeId,
+        _changes: &Changes,
+        reply: Reply<Attributes>,
+    ) {
+        reply.error(Errno::ROFS);
+    }
+
+    /// Makes a file of any type but a directory or a symbolic link. The answer counts as a lookup.
+    fn mknod(
+        &self,
+        _request: &Request,
+        _parent: NodeId,
+        _name: &[u8],
+        _new: &NewNode,
+        reply: Reply<Lookup>,
+    ) {
+        reply.error(Errno::ROFS);
+    }
+
+    /// Makes a directory. The answer counts as a lookup.
+    fn mkdir(
+        &self,
+        _request: &Request,
+        _parent: NodeId,
+        _name: &[u8],
+        _new: &NewNode,
+        reply: Reply<Lookup>,
+    ) {
+        reply.error(Errno::ROFS);
+    }
+
+    /// Makes a symbolic link. The answer counts as a lookup.
+    fn symlink(
+        &self,
+        _request: &Request,
+        _parent: NodeId,
+        _name: &[u8],
+        _target: &[u8],
+        reply: Reply<Lookup>,
+    ) {
+        reply.error(Errno::ROFS);
+    }
+
+    /// Gives a file a further name. The answer counts as a lookup.
+    fn link(
+        &self,
+        _request: &Request,
+        _node: NodeId,
+        _parent: NodeId,
+        _name: &[u8],
+        reply: Reply<Lookup>,
+    ) {
+        reply.error(Errno::ROFS);
+    }
+
+    /// Takes a name away.
+    fn unlink(&self, _request: &Request, _parent: NodeId, _name: &[u8], reply: Reply<Done>) {
+        reply.error(Errno::ROFS);
+    }
+
+    /// Removes an empty directory.
+    fn rmdir(&self, _request: &Request, _parent: NodeId, _name: &[u8], reply: Reply<Done>) {
+        reply.error(Errno::ROFS);
+    }
+
+    /// Renames: directory and name, before and after.
+    fn rename(
+        &self,
+        _request: &Request,
+        _from: (NodeId, &[u8]),
+        _to: (NodeId, &[u8]),
+        _flags: RenameFlags,
+        reply: Reply<Done>,
+    ) {
+        reply.error(Errno::ROFS);
+    }
+
+    /// Makes a file, or finds the one there is (an error with O_EXCL), and opens it. The answer
+    /// counts as a lookup. After ENOSYS the kernel uses `mknod` and `open`.
+    fn create(
+        &self,
+        _request: &Request,
+        _parent: NodeId,
+        _name: &[u8],
+        _new: &NewNode,
+        _how: Opening,
+        reply: Reply<Created>,
+    ) {
+        reply.error(Errno::ROFS);
+    }
+
+    /// Makes a file without a name and opens it. The answer counts as a lookup.
+    fn tmpfile(
+        &self,
+        _request: &Request,
+        _parent: NodeId,
+        _new: &NewNode,
+        _how: Opening,
+        reply: Reply<Created>,
+    ) {
+        reply.error(Errno::OPNOTSUPP);
+    }
+
+    /// Writes [`Reply::data`] to a file.
+    fn write(
+        &self,
+        _request: &Request,
+        _node: NodeId,
+        _handle: Handle,
+        _range: &WriteRange,
+        reply: Reply<Written>,
+    ) {
+        reply.error(Errno::ROFS);
+    }
+
+    /// Allocates, frees or zeroes a range of a file.
+    fn fallocate(
+        &self,
+        _request: &Request,
+        _node: NodeId,
+        _handle: Handle,
+        _what: &Allocation,
+        reply: Reply<Done>,
+    ) {
+        reply.error(Errno::ROFS);
+    }
+
+    /// Copies between files of the volume. After EOPNOTSUPP the caller reads and writes.
+    fn copy(
+        &self,
+        _request: &Request,
+        _from: NodeId,
+        _to: NodeId,
+        _range: &CopyRange,
+        reply: Reply<Written>,
+    ) {
+        reply.error(Errno::OPNOTSUPP);
+    }
+
+    /// Sets an extended attribute. With `kill_sgid` an access ACL takes set-group-ID away.
+    fn setxattr(
+        &self,
+        _request: &Request,
+        _node: NodeId,
+        _name: &[u8],
+        _value: &[u8],
+        _how: (XattrFlags, bool),
+        reply: Reply<Done>,
+    ) {
+        reply.error(Errno::ROFS);
+    }
+
+    /// Removes an extended attribute.
+    fn removexattr(&self, _request: &Request, _node: NodeId, _name: &[u8], reply: Reply<Done>) {
+        reply.error(Errno::ROFS);
+    }
+
+    /// Sets flags, and where asked for the project.
+    fn set_flags(&self, _request: &Request, _node: NodeId, _new: &NewFlags, reply: Reply<Done>) {
+        reply.error(Errno::ROFS);
+    }
+
+    /// Discards free space; answers how many bytes.
+    fn trim(&self, _request: &Request, _range: &TrimRange, reply: Reply<Trimmed>) {
+        reply.error(Errno::NOTTY);
     }
 
     /// The caller of a request got a signal: answer it soon (EINTR) if it may last. It may have

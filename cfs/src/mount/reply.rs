@@ -6,12 +6,15 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-mod flags;
+mod change;
+pub(super) mod flags;
 
+pub use change::{Created, Trimmed, Written};
 pub use flags::FlagsReply;
 pub(super) use flags::Question;
 pub use oslet::sys::vectored::Piece;
 use oslet::sys::{uring::Slot, vectored};
+use parking_lot::Mutex;
 use rustix::fs::{FileType, RawMode};
 use rustix::io::Errno;
 use zerocopy::{Immutable, IntoBytes};
@@ -307,11 +310,78 @@ impl Reply<Done> {
 pub(super) enum Channel {
     /// Written to the descriptor that the request was read from.
     Device(Arc<OwnedFd>),
+    /// The same, with the data of a write.
+    DeviceData(Arc<OwnedFd>, Loan),
     /// Left in the ring's buffers.
     Ring(Slot),
-    /// Kept for a test to look at.
+    /// Kept for a test to look at; with the data of a write.
     #[cfg(any(test, fuzzing))]
-    Kept(std::sync::mpsc::Sender<(i32, Vec<u8>)>),
+    Kept(std::sync::mpsc::Sender<(i32, Vec<u8>)>, Vec<u8>),
+}
+
+impl Channel {
+    /// What came with a request to write.
+    pub(super) fn data(&self) -> &[u8] {
+        match self {
+            Self::Device(_) => &[],
+            Self::DeviceData(_, loan) => loan.data(),
+            Self::Ring(slot) => slot.payload(),
+            #[cfg(any(test, fuzzing))]
+            Self::Kept(_, data) => data,
+        }
+    }
+}
+
+/// A buffer that a request was read into, lent to its answer; it goes back to be read into again.
+pub(super) struct Loan {
+    buffer: Vec<u8>,
+    data: std::ops::Range<usize>,
+    home: Arc<Buffers>,
+}
+
+impl Loan {
+    fn data(&self) -> &[u8] {
+        self.buffer.get(self.data.clone()).unwrap_or_default()
+    }
+}
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        self.home.give_back(std::mem::take(&mut self.buffer));
+    }
+}
+
+/// Buffers for requests of one session, all of one length.
+pub(super) struct Buffers {
+    len: usize,
+    idle: Mutex<Vec<Vec<u8>>>,
+}
+
+/// Buffers without work that are kept.
+const IDLE_BUFFERS: usize = 8;
+
+impl Buffers {
+    pub(super) fn new(len: usize) -> Arc<Self> {
+        Arc::new(Self { len, idle: Mutex::default() })
+    }
+
+    /// One to read into.
+    pub(super) fn take(&self) -> Vec<u8> {
+        let idle = self.idle.lock().pop();
+        idle.unwrap_or_else(|| vec![0; self.len])
+    }
+
+    /// Lends `buffer`, whose bytes in the range are data, to an answer.
+    pub(super) fn lend(self: &Arc<Self>, buffer: Vec<u8>, data: std::ops::Range<usize>) -> Loan {
+        Loan { buffer, data, home: Arc::clone(self) }
+    }
+
+    fn give_back(&self, buffer: Vec<u8>) {
+        let mut idle = self.idle.lock();
+        if idle.len() < IDLE_BUFFERS {
+            idle.push(buffer);
+        }
+    }
 }
 
 struct Pending {
@@ -324,10 +394,12 @@ impl Pending {
         let header = self.header(0, -errno.raw_os_error());
         match self.channel {
             // Failing to refuse means that nobody waits for it any more.
-            Channel::Device(device) => drop(rustix::io::write(&device, header.as_bytes())),
+            Channel::Device(device) | Channel::DeviceData(device, _) => {
+                let _ = rustix::io::write(&device, header.as_bytes());
+            }
             Channel::Ring(slot) => slot.commit(&zerocopy::transmute!(header), 0),
             #[cfg(any(test, fuzzing))]
-            Channel::Kept(kept) => kept.send((header.error, Vec::new())).unwrap(),
+            Channel::Kept(kept, _) => kept.send((header.error, Vec::new())).unwrap(),
         }
     }
 
@@ -336,12 +408,14 @@ impl Pending {
         let header = self.header(len, 0);
         let Self { channel, unique } = self;
         match channel {
-            Channel::Device(device) => match vectored::write(&device, header.as_bytes(), pieces) {
-                Ok(_) => {}
-                Err(error) if nobody_waits(&error) => {}
-                // The kernel did not take it, and the caller must not wait for ever.
-                Err(_) => Self { channel: Channel::Device(device), unique }.error(Errno::IO),
-            },
+            Channel::Device(device) | Channel::DeviceData(device, _) => {
+                match vectored::write(&device, header.as_bytes(), pieces) {
+                    Ok(_) => {}
+                    Err(error) if nobody_waits(&error) => {}
+                    // The kernel did not take it, and the caller must not wait for ever.
+                    Err(_) => Self { channel: Channel::Device(device), unique }.error(Errno::IO),
+                }
+            }
             Channel::Ring(mut slot) => match slot.payload_mut().get_mut(..len) {
                 Some(payload) => {
                     copy(pieces, payload);
@@ -350,7 +424,7 @@ impl Pending {
                 None => Self { channel: Channel::Ring(slot), unique }.error(Errno::IO),
             },
             #[cfg(any(test, fuzzing))]
-            Channel::Kept(kept) => {
+            Channel::Kept(kept, _) => {
                 let mut all = vec![0; len];
                 copy(pieces, &mut all);
                 kept.send((0, all)).unwrap();

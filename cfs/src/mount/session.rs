@@ -23,7 +23,7 @@ use super::dispatch::{self, Body};
 use super::negotiate::{Agreement, Outcome, negotiate};
 use super::notify::Notifier;
 use super::ops::Filesystem;
-use super::reply::Channel;
+use super::reply::{Buffers, Channel};
 use super::waits::Waits;
 use super::{dev, uring};
 
@@ -328,11 +328,17 @@ fn write_init(device: &OwnedFd, unique: u64, answer: &abi::InitOut) -> Result<()
     Ok(())
 }
 
+/// Bytes that a request read from /dev/fuse may have.
+fn read_buffer_len(agreement: &Agreement) -> usize {
+    (agreement.max_write as usize + abi::WRITE_OVERHEAD).max(abi::MIN_READ_BUFFER)
+}
+
 /// What all threads of a session use.
 pub(super) struct Shared {
     fs: Arc<dyn Filesystem>,
     agreement: Agreement,
     waits: Arc<Waits>,
+    buffers: Arc<Buffers>,
     /// Gone when the session has ended, so that notifiers do not keep the connection alive.
     device: Mutex<Option<Arc<OwnedFd>>>,
     interrupter: Interrupter,
@@ -357,6 +363,7 @@ impl Shared {
         Ok(Self {
             fs,
             waits: Waits::new(),
+            buffers: Buffers::new(read_buffer_len(agreement)),
             agreement: *agreement,
             device: Mutex::new(Some(device.clone())),
             interrupter: Interrupter::new().map_err(Error::io("sigaction"))?,
@@ -377,9 +384,9 @@ impl Shared {
         self.stopping.load(Ordering::Acquire)
     }
 
-    /// Bytes that a request read from /dev/fuse may have.
-    pub(super) fn read_buffer_len(&self) -> usize {
-        (self.agreement.max_write as usize + abi::WRITE_OVERHEAD).max(abi::MIN_READ_BUFFER)
+    /// Buffers that hold any request read from /dev/fuse.
+    pub(super) fn buffers(&self) -> &Arc<Buffers> {
+        &self.buffers
     }
 
     /// Serves one request. A filesystem that panics has its request answered with EIO: the thread

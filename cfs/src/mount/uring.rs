@@ -15,8 +15,9 @@ use super::reply::Channel;
 use super::session::{Config, Guard, Shared};
 
 const POSSIBLE: &str = "/sys/devices/system/cpu/possible";
-/// What is looked at of a request behind its arguments: two names. Data of writes is not.
-const NAMES_LEN: usize = 2 * 4096;
+/// What is looked at of a request behind its arguments: a name and a target or the value of an
+/// attribute, at most. Data of writes are not: they stay in the payload.
+const NAMES_LEN: usize = 4096 + (64 << 10);
 
 /// Makes all threads and rings; they wait for [`RingThread::start`]. On an error there are none.
 pub(super) fn rings(
@@ -76,16 +77,18 @@ pub(super) fn discard(rings: Vec<RingThread>) {
 
 fn handler(shared: &Arc<Shared>) -> impl FnMut(Slot) + Send + 'static {
     let guard = Guard::new(shared);
-    let mut names = Vec::with_capacity(NAMES_LEN);
+    let mut names = Vec::new();
     move |slot| {
         notify::this_thread_serves();
         let header = slot.header();
         let arguments = slot.arguments();
         // Copied, because the answer may take the payload's place while the name is in use.
         let payload = slot.payload();
-        names.clear();
-        names.extend_from_slice(&payload[..payload.len().min(NAMES_LEN)]);
         let Ok((header, _)) = abi::InHeader::read_from_prefix(&header) else { return };
+        names.clear();
+        if header.opcode != abi::op::WRITE {
+            names.extend_from_slice(&payload[..payload.len().min(NAMES_LEN)]);
+        }
         guard.shared().dispatch(&header, Body::apart(&arguments, &names), || Channel::Ring(slot));
     }
 }

@@ -98,7 +98,7 @@ impl VolumeFs {
 
 impl Filesystem for VolumeFs {
     fn features(&self) -> Features {
-        Features { readdirplus: true, posix_acl: true, export: true }
+        Features { readdirplus: true, posix_acl: true, export: true, writable: false }
     }
 
     fn init(&self, _: &Agreed, waits: &Arc<Waits>) {

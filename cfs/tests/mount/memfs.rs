@@ -211,7 +211,7 @@ impl Node {
 
 impl Filesystem for MemFs {
     fn features(&self) -> Features {
-        Features { readdirplus: true, posix_acl: true, export: false }
+        Features { readdirplus: true, posix_acl: true, export: false, writable: false }
     }
 
     fn init(&self, agreed: &Agreed, _: &Arc<Waits>) {
@@ -375,7 +375,7 @@ impl Filesystem for MemFs {
         }
     }
 
-    fn fsync(&self, _: &Request, _: NodeId, _: Handle, reply: Reply<Done>) {
+    fn fsync(&self, _: &Request, _: NodeId, _: Handle, _: bool, reply: Reply<Done>) {
         reply.done();
     }
 

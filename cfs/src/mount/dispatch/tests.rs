@@ -21,7 +21,7 @@ struct Echo {
 
 impl Filesystem for Echo {
     fn features(&self) -> Features {
-        Features { readdirplus: true, posix_acl: false, export: false }
+        Features { readdirplus: true, posix_acl: false, export: false, writable: false }
     }
 
     fn lookup(&self, _: &Request, parent: NodeId, name: &[u8], reply: Reply<Lookup>) {
@@ -91,7 +91,7 @@ const MAX: usize = 1 << 16;
 fn ask(fs: &Echo, opcode: u32, body: Body<'_>) -> Vec<(i32, Vec<u8>)> {
     let (kept, answers) = mpsc::channel();
     let header = abi::InHeader { opcode, unique: 7, nodeid: 3, ..Default::default() };
-    dispatch(fs, &header, body, || Channel::Kept(kept), MAX);
+    dispatch(fs, &header, body, || Channel::Kept(kept, Vec::new()), MAX);
     answers.iter().collect()
 }
 
@@ -179,7 +179,7 @@ fn a_panic_answers_too() {
     let header = abi::InHeader { opcode: op::STATFS, ..Default::default() };
     let fs = Echo::default();
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        dispatch(&fs, &header, Body::joined(&[]), || Channel::Kept(kept), MAX);
+        dispatch(&fs, &header, Body::joined(&[]), || Channel::Kept(kept, Vec::new()), MAX);
     }));
     assert!(result.is_err());
     assert_eq!(answers.recv().unwrap(), (-Errno::IO.raw_os_error(), vec![]));
@@ -228,6 +228,8 @@ proptest! {
         prop_assert!(answers.iter().all(|(_, bytes)| bytes.len() <= MAX));
     }
 }
+
+mod change;
 
 #[test]
 fn flags_are_asked_for_in_three_ways() {

@@ -81,6 +81,13 @@ impl FlagsReply {
     }
 }
 
+/// The flags that an `xflags` sets, and those that it could.
+pub(in crate::mount) fn from_extended(xflags: u32) -> (u32, u32) {
+    let set = EXTENDED.iter().filter(|(_, bit)| xflags & bit != 0);
+    let known = EXTENDED.iter().fold(0, |known, (flag, _)| known | flag);
+    (set.fold(0, |flags, (flag, _)| flags | flag), known)
+}
+
 fn extended(flags: u32) -> u32 {
     let set = EXTENDED.iter().filter(|(flag, _)| flags & flag != 0);
     set.fold(0, |set, &(_, flag)| set | flag)
