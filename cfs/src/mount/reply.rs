@@ -6,15 +6,16 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+mod buffers;
 mod change;
 pub(super) mod flags;
 
+pub(super) use buffers::{Buffers, Loan};
 pub use change::{Created, Trimmed, Written};
 pub use flags::FlagsReply;
 pub(super) use flags::Question;
 pub use oslet::sys::vectored::Piece;
 use oslet::sys::{uring::Slot, vectored};
-use parking_lot::Mutex;
 use rustix::fs::{FileType, RawMode};
 use rustix::io::Errno;
 use zerocopy::{Immutable, IntoBytes};
@@ -328,58 +329,6 @@ impl Channel {
             Self::Ring(slot) => slot.payload(),
             #[cfg(any(test, fuzzing))]
             Self::Kept(_, data) => data,
-        }
-    }
-}
-
-/// A buffer that a request was read into, lent to its answer; it goes back to be read into again.
-pub(super) struct Loan {
-    buffer: Vec<u8>,
-    data: std::ops::Range<usize>,
-    home: Arc<Buffers>,
-}
-
-impl Loan {
-    fn data(&self) -> &[u8] {
-        self.buffer.get(self.data.clone()).unwrap_or_default()
-    }
-}
-
-impl Drop for Loan {
-    fn drop(&mut self) {
-        self.home.give_back(std::mem::take(&mut self.buffer));
-    }
-}
-
-/// Buffers for requests of one session, all of one length.
-pub(super) struct Buffers {
-    len: usize,
-    idle: Mutex<Vec<Vec<u8>>>,
-}
-
-/// Buffers without work that are kept.
-const IDLE_BUFFERS: usize = 8;
-
-impl Buffers {
-    pub(super) fn new(len: usize) -> Arc<Self> {
-        Arc::new(Self { len, idle: Mutex::default() })
-    }
-
-    /// One to read into.
-    pub(super) fn take(&self) -> Vec<u8> {
-        let idle = self.idle.lock().pop();
-        idle.unwrap_or_else(|| vec![0; self.len])
-    }
-
-    /// Lends `buffer`, whose bytes in the range are data, to an answer.
-    pub(super) fn lend(self: &Arc<Self>, buffer: Vec<u8>, data: std::ops::Range<usize>) -> Loan {
-        Loan { buffer, data, home: Arc::clone(self) }
-    }
-
-    fn give_back(&self, buffer: Vec<u8>) {
-        let mut idle = self.idle.lock();
-        if idle.len() < IDLE_BUFFERS {
-            idle.push(buffer);
         }
     }
 }
