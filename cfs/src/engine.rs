@@ -4,7 +4,7 @@
 //! bytes contradict the format answers [`Error::Corrupt`]; the rest of the volume stays readable.
 
 mod attr;
-mod cache;
+pub(crate) mod cache;
 mod dir;
 mod file;
 mod map;
@@ -131,8 +131,13 @@ impl Volume {
             || (ino.0 >= superblock.first_ino && ino.0 <= superblock.inodes_count && !internal)
     }
 
-    /// A block of metadata, from memory if it is there.
-    fn block(&self, block: Block) -> Result<Arc<CachedBlock>> {
+    /// The blocks of metadata in memory.
+    pub(crate) fn cache(&self) -> &BlockCache {
+        &self.cache
+    }
+
+    /// A block of metadata in its newest version, from memory if it is there.
+    pub(crate) fn block(&self, block: Block) -> Result<Arc<CachedBlock>> {
         self.cache.get(block, || {
             let mut bytes = vec![0; self.superblock.block_size as usize].into_boxed_slice();
             self.source.read_at(block.0 << self.superblock.block_bits, &mut bytes)?;

@@ -1,13 +1,210 @@
-//! The jbd2 journal: what it looks like on disk, and how it is replayed.
+//! The jbd2 journal: what it looks like on disk, how it is written, and how it is replayed.
 
+mod checkpoint;
 mod checksum;
 pub mod commit;
+mod committer;
 pub mod fast_commit;
 pub mod format;
+mod handle;
 pub mod locate;
+mod log;
+mod mark;
 pub mod recover;
 pub mod replay;
 #[cfg(test)]
 mod testlog;
+#[cfg(test)]
+mod tests;
+mod transaction;
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+pub use handle::Handle;
 pub use recover::{Report, recover, recover_at};
+
+use crate::disk::features::Access;
+use crate::disk::superblock::STATE_CLEAN;
+use crate::engine::Volume;
+use crate::{Error, Result, limits};
+use format::Tid;
+use log::Log;
+use transaction::Shared;
+
+/// How a volume is written.
+#[derive(Clone, Debug)]
+pub struct JournalOptions {
+    /// How long a change may wait for its commit when nobody asks for it.
+    pub commit_interval: Duration,
+    /// Where the volume is used, for the superblock.
+    pub mount_point: Option<String>,
+}
+
+impl Default for JournalOptions {
+    fn default() -> Self {
+        Self { commit_interval: limits::COMMIT_INTERVAL, mount_point: None }
+    }
+}
+
+/// Somebody who takes part in each transaction.
+pub trait CommitHook: Send + Sync {
+    /// The transaction takes no further handles and all of them have ended: its last changes, of a
+    /// few blocks. An error gives the journal up. It must not begin handles nor wait for who does.
+    fn locking(&self, handle: &mut Handle<'_>) -> Result<()>;
+
+    /// The transaction is durable; who waits for that is woken after this.
+    fn committed(&self, tid: Tid);
+}
+
+/// The journal of a volume that is open for writing; without a log (ext2) it writes transactions
+/// straight to their homes.
+///
+/// Dropped without [`Self::stop`] it leaves the volume as a crash would.
+pub struct Journal {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    /// Whether the volume's state was clean when it was opened.
+    clean: bool,
+}
+
+impl Journal {
+    /// Opens a volume for writing. Its superblock says so from here on.
+    ///
+    /// # Errors
+    /// When its features, its storage or its journal do not allow that, or need recovery first;
+    /// nothing has changed then.
+    pub fn open(volume: &Arc<Volume>, options: &JournalOptions) -> Result<Arc<Self>> {
+        if let Access::ReadOnly(features) = volume.access() {
+            let feature = features.join(", ");
+            return Err(Error::Refused { feature, hint: " for writing".into() });
+        }
+        let block_size = volume.superblock().block_size;
+        if block_size > limits::MAX_WRITE_BLOCK {
+            let feature = format!("block size {block_size}");
+            return Err(Error::Refused { feature, hint: " for writing".into() });
+        }
+        if !volume.source().is_writable() {
+            return Err(Error::ReadOnly);
+        }
+        let raw = mark::read(volume)?;
+        let log = Log::open(volume, &raw)?;
+        mark::opened(volume, options.mount_point.as_deref())?;
+        let shared = Arc::new(Shared::new(volume.clone(), log));
+        let theirs = shared.clone();
+        let interval = options.commit_interval;
+        let thread = std::thread::Builder::new()
+            .name("journal".into())
+            .spawn(move || theirs.run(interval))
+            .map_err(Error::io("start the journal's thread"))?;
+        let clean = raw.state.get() & STATE_CLEAN != 0;
+        Ok(Arc::new(Self { shared, thread: Mutex::new(Some(thread)), clean }))
+    }
+
+    /// Begins an operation that changes at most `credits` blocks. Waits while the running
+    /// transaction is being locked, is full, or has no room in the log.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`] when the journal was given up or stops.
+    pub fn begin(&self, credits: u32) -> Result<Handle<'_>> {
+        Handle::begin(&self.shared, credits)
+    }
+
+    /// Has somebody take part in each transaction from the next one on.
+    pub fn add_hook(&self, hook: Arc<dyn CommitHook>) {
+        self.shared.hooks.lock().push(hook);
+    }
+
+    /// Waits until a transaction is durable; commits it if nobody does.
+    ///
+    /// # Errors
+    /// When the journal was given up before that.
+    pub fn commit(&self, tid: Tid) -> Result<()> {
+        self.shared.commit(tid)
+    }
+
+    /// Waits until all changes so far are durable, and what was written beside them.
+    ///
+    /// # Errors
+    /// As [`Self::commit`].
+    pub fn flush_all(&self) -> Result<()> {
+        self.shared.commit_all()?;
+        self.shared.volume.source().flush()
+    }
+
+    /// The transaction that handles join now.
+    pub fn running(&self) -> Tid {
+        self.shared.state.lock().running.tid
+    }
+
+    /// The last transaction that is durable.
+    pub fn committed(&self) -> Tid {
+        self.shared.state.lock().committed
+    }
+
+    /// Blocks that one handle may ask for at most.
+    pub fn max_credits(&self) -> u32 {
+        self.shared.max_blocks
+    }
+
+    /// Why the journal was given up, if it was.
+    pub fn aborted(&self) -> Option<Arc<str>> {
+        self.shared.state.lock().aborted.clone()
+    }
+
+    /// Gives the journal up: nothing is changed any more.
+    pub fn abort(&self, error: &Error) {
+        self.shared.abort(error);
+    }
+
+    /// Counts bytes that were written beside the journal, for the superblock.
+    pub fn count_written(&self, bytes: u64) {
+        self.shared.written.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Ends writing: the last commit, everything at home, an empty log, a clean superblock. Handles
+    /// that are open are waited for; new ones are refused.
+    ///
+    /// # Errors
+    /// When the journal was given up, or is by this; the volume is then as after a crash.
+    pub fn stop(&self) -> Result<()> {
+        let shared = &self.shared;
+        if !self.end_thread() {
+            return Ok(());
+        }
+        let done = shared.commit_all().and_then(|()| shared.checkpoint_all()).and_then(|()| {
+            let state = shared.state.lock();
+            state.check_io()?;
+            let next = state.running.tid;
+            drop(state);
+            if let Some(log) = &shared.log {
+                log.clear(next)?;
+            }
+            mark::closed(&shared.volume, self.clean, shared.written.load(Ordering::Relaxed))
+        });
+        if let Err(error) = &done {
+            shared.abort(error);
+        }
+        done
+    }
+
+    /// Returns whether this ended it.
+    fn end_thread(&self) -> bool {
+        let Some(thread) = self.thread.lock().take() else { return false };
+        self.shared.state.lock().stopping = true;
+        self.shared.work.notify_all();
+        self.shared.changed.notify_all();
+        // A panic of the thread was reported when it happened.
+        thread.join().is_ok()
+    }
+}
+
+impl Drop for Journal {
+    fn drop(&mut self) {
+        self.end_thread();
+    }
+}

@@ -22,6 +22,13 @@ pub const MAX_OVERLAY: u64 = 1 << 30;
 /// Bytes of metadata blocks that a volume keeps in memory by default.
 pub const METADATA_CACHE: usize = 64 << 20;
 
+/// Bytes of the largest block of a volume that can be written.
+pub const MAX_WRITE_BLOCK: u32 = 4096;
+/// Bytes of committed metadata blocks above which they are brought home although the log has room.
+pub const MAX_DIRTY: usize = METADATA_CACHE / 2;
+/// How long a change may wait for its commit by default.
+pub const COMMIT_INTERVAL: std::time::Duration = std::time::Duration::from_secs(5);
+
 const _: () = {
     assert!(MIN_BLOCK_SIZE.is_power_of_two() && MAX_BLOCK_SIZE.is_power_of_two());
     assert!(METADATA_CACHE >= 16 * MAX_BLOCK_SIZE as usize);

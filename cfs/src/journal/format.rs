@@ -24,14 +24,14 @@ pub const MAX_LOG_BLOCKS: u32 = 10_240_000;
 /// Length of the fast commit area where the superblock does not say.
 pub const DEFAULT_FAST_COMMIT_BLOCKS: u32 = 256;
 /// Value of `checksum_type` that means crc32c (the only one in use).
-const CHECKSUM_CRC32C: u8 = 4;
+pub(super) const CHECKSUM_CRC32C: u8 = 4;
 /// Value of a commit block's `checksum_type` under the old transaction checksum.
 const CHECKSUM_CRC32: u8 = 1;
 /// Bytes of the checksum at the end of descriptor and revoke blocks.
 const TAIL_SIZE: usize = 4;
-const HEADER_SIZE: usize = size_of::<RawHeader>();
-const REVOKE_HEADER_SIZE: usize = HEADER_SIZE + 4;
-const UUID_SIZE: usize = 16;
+pub(super) const HEADER_SIZE: usize = size_of::<RawHeader>();
+pub(super) const REVOKE_HEADER_SIZE: usize = HEADER_SIZE + 4;
+pub(super) const UUID_SIZE: usize = 16;
 
 /// Number of a transaction. Numbers wrap, so they are compared by their distance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -124,11 +124,11 @@ impl Incompat {
     }
 
     /// Bytes of a record in a revoke block.
-    fn revoke_size(self) -> usize {
+    pub(super) fn revoke_size(self) -> usize {
         if self.contains(Self::BITS64) { 8 } else { 4 }
     }
 
-    fn tail_size(self) -> usize {
+    pub(super) fn tail_size(self) -> usize {
         if self.checksums() { TAIL_SIZE } else { 0 }
     }
 }

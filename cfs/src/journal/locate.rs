@@ -109,6 +109,19 @@ impl LogPlace {
     }
 }
 
+impl LogPlace {
+    /// Where the blocks from `position` on are that lie together, at most `count` of them.
+    pub(super) fn run(&self, position: u32, count: u32) -> Result<(u64, u32)> {
+        let start = self.block(position)?;
+        let next = self.runs.partition_point(|run| run.logical <= position);
+        let together = self.runs.get(next.saturating_sub(1)).map_or(1, |run| {
+            let left = run.len - u64::from(position - run.logical);
+            u32::try_from(left).unwrap_or(u32::MAX)
+        });
+        Ok((start, count.min(together)))
+    }
+}
+
 fn external(device: u32, uuid: &[u8; 16]) -> Error {
     let hex: String = uuid.iter().map(|byte| format!("{byte:02x}")).collect();
     let (major, minor) = (device >> 8 & 0xfff, device & 0xff | device >> 12 & 0xf_ff00);

@@ -173,10 +173,14 @@ impl Replay<'_> {
         if writes.is_empty() {
             return Ok((done, tid));
         }
-        let Some(blocks) = commit::transaction(self.sb, tid, &writes, now) else {
+        let shape = commit::Shape::new(self.sb);
+        if shape.blocks(writes.len(), 0) >= (self.sb.last - self.sb.first) as usize {
             return left(format!("{} blocks do not fit the journal", writes.len()));
-        };
-        for (position, block) in (self.sb.first..).zip(&blocks) {
+        }
+        let borrowed: Vec<_> = writes.iter().map(|(home, block)| (*home, &block[..])).collect();
+        let mut blocks = shape.body(tid, &borrowed, &[]);
+        blocks.extend(shape.commit(tid, (now, 0)));
+        for (position, block) in (self.sb.first..).zip(blocks.chunks_exact(block_size as usize)) {
             self.source.write_at(self.log.place.block(position)? * block_size, block)?;
         }
         self.source.flush()?;

@@ -1,0 +1,126 @@
+//! Commits, and the thread that makes them when nobody waits for one.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use parking_lot::MutexGuard;
+
+use super::format::Tid;
+use super::handle::Handle;
+use super::transaction::{Shared, State};
+use crate::engine::cache::Changes;
+use crate::{Error, Result, limits};
+
+impl Shared {
+    /// Commits the running transaction: who calls this saw that nobody else does. After an error
+    /// the journal has been given up.
+    pub(super) fn commit_running(&self, state: &mut MutexGuard<'_, State>) -> Result<()> {
+        state.committing = true;
+        state.commit_wanted = false;
+        self.lock_running(state);
+        if state.running.used == 0 {
+            state.committing = false;
+            self.unlock_running(state);
+            return Ok(());
+        }
+        let tid = state.running.tid;
+        let hooks = self.hooks.lock().clone();
+        let done = MutexGuard::unlocked(state, || {
+            let mut last = Handle::last(self, tid);
+            hooks.iter().try_for_each(|hook| hook.locking(&mut last))?;
+            Ok(self.volume.cache().take_changes(tid))
+        });
+        let done = done.and_then(|changes| {
+            // An aborted transaction may hold half an operation.
+            state.check_io()?;
+            self.take_room(state, &changes)?;
+            self.run_next(state);
+            MutexGuard::unlocked(state, || {
+                self.write(tid, &changes)?;
+                hooks.iter().for_each(|hook| hook.committed(tid));
+                Ok(())
+            })
+        });
+        if let Err(error) = &done {
+            MutexGuard::unlocked(state, || self.abort(error));
+        } else {
+            state.committed = tid;
+        }
+        state.committing = false;
+        self.changed.notify_all();
+        self.work.notify_one();
+        done
+    }
+
+    fn take_room(&self, state: &mut State, changes: &Changes) -> Result<()> {
+        let Some(log) = &self.log else { return Ok(()) };
+        let needed = log.needed(changes.versions.len(), changes.revoked.len());
+        state.free = state.free.checked_sub(needed).ok_or_else(|| {
+            let (tid, free) = (state.running.tid, state.free);
+            Error::Exhausted(format!("transaction {tid} needs {needed} blocks, the log has {free}"))
+        })?;
+        Ok(())
+    }
+
+    /// Makes a transaction durable: in the log or, where there is none, at home.
+    fn write(&self, tid: Tid, changes: &Changes) -> Result<()> {
+        let Some(log) = &self.log else {
+            let blocks = changes.versions.iter();
+            self.write_home(blocks.map(|(home, version)| (*home, &version.bytes[..])))?;
+            self.volume.source().flush()?;
+            changes.versions.iter().for_each(|(home, _)| self.volume.cache().clean(*home, tid));
+            return Ok(());
+        };
+        let writes: Vec<_> =
+            changes.versions.iter().map(|(home, block)| (home.0, &block.bytes[..])).collect();
+        let revoked: Vec<_> = changes.revoked.iter().map(|block| block.0).collect();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = (now.as_secs(), now.subsec_nanos());
+        let places = log.append(tid, &writes, &revoked, now)?;
+        let needed = log.needed(writes.len(), revoked.len());
+        let bytes = u64::from(needed) << self.volume.superblock().block_bits;
+        self.written.fetch_add(bytes, Ordering::Relaxed);
+        self.note_committed(places, needed, changes);
+        Ok(())
+    }
+
+    /// What the journal's thread does until the journal stops.
+    pub(super) fn run(self: &Arc<Self>, interval: Duration) {
+        let mut state = self.state.lock();
+        while !state.stopping && state.aborted.is_none() {
+            let now = Instant::now();
+            let due = state.due(interval);
+            if state.commit_wanted || due.is_some_and(|due| due <= now) {
+                if state.committing {
+                    self.changed.wait(&mut state);
+                } else {
+                    // The error is kept: the journal has been given up.
+                    let _ = self.commit_running(&mut state);
+                }
+            } else if state.room_wanted || self.is_crowded(&state) {
+                state.room_wanted = false;
+                let done = MutexGuard::unlocked(&mut state, || self.checkpoint_some());
+                if let Err(error) = done {
+                    MutexGuard::unlocked(&mut state, || self.abort(&error));
+                }
+            } else {
+                // Who joins a transaction first does not wake this thread: it looks often enough.
+                self.work.wait_until(&mut state, due.unwrap_or(now + interval));
+            }
+        }
+    }
+
+    /// Whether the log or memory fills up with versions that are not at home.
+    fn is_crowded(&self, state: &State) -> bool {
+        let Some(log) = &self.log else { return false };
+        let dirty = self.volume.cache().dirty_blocks() << self.volume.superblock().block_bits;
+        (state.free < log.blocks() / 2 || dirty > limits::MAX_DIRTY) && self.has_pending()
+    }
+
+    /// All transactions so far are durable.
+    pub(super) fn commit_all(&self) -> Result<()> {
+        let tid: Tid = self.state.lock().running.tid;
+        self.commit(tid)
+    }
+}
