@@ -5,6 +5,7 @@
 //! are made from them by `TryFrom` or `parse`, and no other way.
 
 pub mod acl;
+pub mod bitmap;
 pub mod checksum;
 pub mod dirent;
 pub mod extent;

@@ -85,6 +85,9 @@ pub enum Error {
     /// What this kind of file or volume cannot do.
     #[error("{0}")]
     Unsupported(String),
+    /// The volume has no free block or inode for the caller.
+    #[error("no space left on the volume")]
+    NoSpace,
     /// A bounded resource is used up.
     #[error("{0}")]
     Exhausted(String),
@@ -166,6 +169,7 @@ impl Error {
             Self::Encrypted(_) => Errno::NOKEY,
             Self::FileTooBig => Errno::FBIG,
             Self::Unsupported(_) => Errno::OPNOTSUPP,
+            Self::NoSpace => Errno::NOSPC,
             Self::Exhausted(_) => Errno::NOMEM,
             Self::WouldWait => Errno::AGAIN,
             Self::Owner(errno) => return *errno,

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod cache;
+mod caller;
 pub mod client;
 pub mod disk;
 pub mod engine;
@@ -19,5 +20,6 @@ pub mod owner;
 pub mod service;
 pub mod wire;
 
+pub use caller::Caller;
 pub use client::Client;
 pub use error::{Error, Result};

@@ -4,6 +4,10 @@
 pub const MIN_BLOCK_SIZE: u32 = 1024;
 /// The largest block of the format.
 pub const MAX_BLOCK_SIZE: u32 = 65536;
+/// The largest block of a volume that is written.
+pub const MAX_WRITTEN_BLOCK_SIZE: u32 = 4096;
+/// Bits of the bitmaps of volumes that are written.
+pub const MAX_BITMAP_BITS: u32 = 8 * MAX_WRITTEN_BLOCK_SIZE;
 /// The smallest inode of the format.
 pub const MIN_INODE_SIZE: u32 = 128;
 /// Bytes of a name.

@@ -191,12 +191,18 @@ pub struct Superblock {
     pub blocks_count: u64,
     /// Blocks reserved for the superuser; at most [`Self::blocks_count`].
     pub reserved_blocks: u64,
+    /// The user who may have reserved blocks.
+    pub reserved_uid: u32,
+    /// The group whose members may have reserved blocks; 0 for none.
+    pub reserved_gid: u32,
     /// The first block of group 0.
     pub first_data_block: u32,
     /// Blocks of a group, the last one apart.
     pub blocks_per_group: u32,
     /// Groups: at least 1, at most [`MAX_GROUPS`].
     pub groups: u32,
+    /// Groups whose structures lie together: a power of two, 1 without `flex_bg`.
+    pub flex_groups: u32,
     /// Inodes of the volume: `groups * inodes_per_group`.
     pub inodes_count: u32,
     /// Inodes of a group: at least one block of them.
@@ -297,9 +303,16 @@ impl TryFrom<&RawSuperblock> for Superblock {
             blocks_count: blocks.count,
             reserved_blocks: wide(raw.r_blocks_count_lo, raw.r_blocks_count_hi, &features)
                 .min(blocks.count),
+            reserved_uid: raw.def_resuid.get().into(),
+            reserved_gid: raw.def_resgid.get().into(),
             first_data_block: blocks.first,
             blocks_per_group: blocks.per_group,
             groups: blocks.groups,
+            flex_groups: if features.incompat.contains(Incompat::FLEX_BG) {
+                1u32.checked_shl(raw.log_groups_per_flex.into()).unwrap_or(1)
+            } else {
+                1
+            },
             inodes_count: inodes.count,
             inodes_per_group: inodes.per_group,
             inode_size: inodes.size,

@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use zerocopy::{FromZeros, IntoBytes};
-
-use crate::disk::checksum::crc32c;
-use crate::disk::group::{self, Group, RawGroup};
+use crate::disk::bitmap;
+use crate::disk::group::{BLOCK_UNINIT, Group, INODE_UNINIT, RawGroup, check_bitmap_sum};
+use crate::disk::superblock::Superblock;
 use crate::engine::Volume;
 use crate::id::{Block, Ino};
 use crate::{Error, Result};
@@ -30,9 +29,6 @@ struct Bitmap {
     bytes: Vec<u8>,
     cleared: u32,
 }
-
-const INODE_UNINIT: u16 = 1;
-const BLOCK_UNINIT: u16 = 2;
 
 impl<'a> Space<'a> {
     pub(super) fn new(volume: &'a Volume) -> Self {
@@ -98,15 +94,10 @@ impl<'a> Space<'a> {
                 source.write_at(bitmap.place.0 << superblock.block_bits, &bitmap.bytes)?;
             }
             let (offset, mut bytes) = read_descriptor(self.volume, number)?;
-            let mut raw = RawGroup::new_zeroed();
-            let known = bytes.len().min(size_of::<RawGroup>());
-            raw.as_mut_bytes()[..known].copy_from_slice(&bytes[..known]);
-            edit.apply(self.volume, &mut raw);
-            bytes[..known].copy_from_slice(&raw.as_bytes()[..known]);
-            if let Some(sum) = group::checksum(&bytes, number, superblock) {
-                raw.checksum = sum.into();
-                bytes[..known].copy_from_slice(&raw.as_bytes()[..known]);
-            }
+            let group = Group::parse(&bytes, number, superblock)?;
+            let mut raw = RawGroup::load(&bytes);
+            edit.apply(&group, &mut raw, superblock);
+            raw.store(&mut bytes, number, superblock);
             source.write_at(offset, &bytes)?;
         }
         Ok(())
@@ -114,30 +105,19 @@ impl<'a> Space<'a> {
 }
 
 impl Edit {
-    fn apply(&self, volume: &Volume, raw: &mut RawGroup) {
-        let add = |lo: u16, hi: u16, more: u32| {
-            let sum = (u32::from(hi) << 16 | u32::from(lo)).wrapping_add(more);
-            ((sum as u16).into(), ((sum >> 16) as u16).into())
-        };
-        let sums = volume.superblock().features.metadata_csum();
+    fn apply(&self, group: &Group, raw: &mut RawGroup, superblock: &Superblock) {
+        let sums = superblock.features.metadata_csum();
         if let Some(bitmap) = &self.blocks {
-            let (lo, hi) = (raw.free_clusters_lo.get(), raw.free_clusters_hi.get());
-            (raw.free_clusters_lo, raw.free_clusters_hi) = add(lo, hi, bitmap.cleared);
+            raw.set_free_clusters(group.free_clusters.wrapping_add(bitmap.cleared));
             if sums {
-                let sum = block_sum(volume, &bitmap.bytes);
-                raw.block_bitmap_csum_lo = (sum as u16).into();
-                raw.block_bitmap_csum_hi = ((sum >> 16) as u16).into();
+                raw.set_block_bitmap_sum(bitmap::block_sum(&bitmap.bytes, superblock));
             }
         }
         if let Some(bitmap) = &self.inodes {
-            let (lo, hi) = (raw.free_inodes_lo.get(), raw.free_inodes_hi.get());
-            (raw.free_inodes_lo, raw.free_inodes_hi) = add(lo, hi, bitmap.cleared);
-            let (lo, hi) = (raw.used_dirs_lo.get(), raw.used_dirs_hi.get());
-            (raw.used_dirs_lo, raw.used_dirs_hi) = add(lo, hi, self.directories.wrapping_neg());
+            raw.set_free_inodes(group.free_inodes.wrapping_add(bitmap.cleared));
+            raw.set_used_dirs(group.used_dirs.wrapping_sub(self.directories));
             if sums {
-                let sum = inode_sum(volume, &bitmap.bytes);
-                raw.inode_bitmap_csum_lo = (sum as u16).into();
-                raw.inode_bitmap_csum_hi = ((sum >> 16) as u16).into();
+                raw.set_inode_bitmap_sum(bitmap::inode_sum(&bitmap.bytes, superblock));
             }
         }
     }
@@ -145,71 +125,40 @@ impl Edit {
 
 impl Bitmap {
     fn clear(&mut self, bit: u32) -> std::result::Result<(), ()> {
-        let byte = self.bytes.get_mut((bit / 8) as usize).ok_or(())?;
-        let mask = 1 << (bit % 8);
-        if *byte & mask == 0 {
+        let in_use = (bit as usize) < self.bytes.len() * 8 && bitmap::is_set(&self.bytes, bit);
+        if !in_use {
             return Err(());
         }
-        *byte &= !mask;
+        bitmap::clear(&mut self.bytes, bit..bit + 1);
         self.cleared += 1;
         Ok(())
     }
 }
 
-fn block_sum(volume: &Volume, bytes: &[u8]) -> u32 {
-    let superblock = volume.superblock();
-    let used = (superblock.blocks_per_group / superblock.cluster_ratio / 8) as usize;
-    crc32c(superblock.checksum_seed, bytes.get(..used).unwrap_or(bytes))
-}
-
-fn inode_sum(volume: &Volume, bytes: &[u8]) -> u32 {
-    let superblock = volume.superblock();
-    let used = (superblock.inodes_per_group / 8) as usize;
-    crc32c(superblock.checksum_seed, bytes.get(..used).unwrap_or(bytes))
-}
-
 fn read_block_bitmap(volume: &Volume, number: u32) -> Result<Bitmap> {
-    let (group, raw) = descriptor(volume, number)?;
+    let group = descriptor(volume, number)?;
     let what = || format!("block bitmap of group {number}");
     if group.flags & BLOCK_UNINIT != 0 {
         return Err(Error::corrupt(what(), "is not in use, though blocks of the group are"));
     }
     let bitmap = read_bitmap(volume, group.block_bitmap)?;
-    let sums = (raw.block_bitmap_csum_lo.get(), raw.block_bitmap_csum_hi.get());
-    check_sum(volume, what, sums, block_sum(volume, &bitmap.bytes))?;
+    let superblock = volume.superblock();
+    let computed = bitmap::block_sum(&bitmap.bytes, superblock);
+    check_bitmap_sum(what, group.block_bitmap_sum, computed, superblock)?;
     Ok(bitmap)
 }
 
 fn read_inode_bitmap(volume: &Volume, number: u32) -> Result<Bitmap> {
-    let (group, raw) = descriptor(volume, number)?;
+    let group = descriptor(volume, number)?;
     let what = || format!("inode bitmap of group {number}");
     if group.flags & INODE_UNINIT != 0 {
         return Err(Error::corrupt(what(), "is not in use, though inodes of the group are"));
     }
     let bitmap = read_bitmap(volume, group.inode_bitmap)?;
-    let sums = (raw.inode_bitmap_csum_lo.get(), raw.inode_bitmap_csum_hi.get());
-    check_sum(volume, what, sums, inode_sum(volume, &bitmap.bytes))?;
-    Ok(bitmap)
-}
-
-fn check_sum(
-    volume: &Volume,
-    what: impl Fn() -> String,
-    (lo, hi): (u16, u16),
-    computed: u32,
-) -> Result<()> {
     let superblock = volume.superblock();
-    // Descriptors of 32 bytes have room for half of it.
-    let (found, computed) = if superblock.desc_size >= 64 {
-        (u32::from(hi) << 16 | u32::from(lo), computed)
-    } else {
-        (lo.into(), computed & 0xffff)
-    };
-    if superblock.features.metadata_csum() && found != computed {
-        let why = format!("checksum {found:#010x}, computed {computed:#010x}");
-        return Err(Error::corrupt(what(), why));
-    }
-    Ok(())
+    let computed = bitmap::inode_sum(&bitmap.bytes, superblock);
+    check_bitmap_sum(what, group.inode_bitmap_sum, computed, superblock)?;
+    Ok(bitmap)
 }
 
 fn read_bitmap(volume: &Volume, place: Block) -> Result<Bitmap> {
@@ -219,13 +168,9 @@ fn read_bitmap(volume: &Volume, place: Block) -> Result<Bitmap> {
     Ok(Bitmap { place, bytes, cleared: 0 })
 }
 
-fn descriptor(volume: &Volume, number: u32) -> Result<(Group, RawGroup)> {
+fn descriptor(volume: &Volume, number: u32) -> Result<Group> {
     let (_, bytes) = read_descriptor(volume, number)?;
-    let group = Group::parse(&bytes, number, volume.superblock())?;
-    let mut raw = RawGroup::new_zeroed();
-    let known = bytes.len().min(size_of::<RawGroup>());
-    raw.as_mut_bytes()[..known].copy_from_slice(&bytes[..known]);
-    Ok((group, raw))
+    Group::parse(&bytes, number, volume.superblock())
 }
 
 /// A descriptor's bytes and where they are.
