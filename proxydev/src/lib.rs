@@ -10,6 +10,7 @@ pub mod conformance;
 pub mod data;
 pub mod device;
 pub mod error;
+pub mod layer;
 pub mod limits;
 pub mod proxy;
 pub mod sync;

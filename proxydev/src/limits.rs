@@ -19,6 +19,8 @@ pub const ENGINE_THREADS: usize = 8;
 pub const ZERO_CHUNK: u64 = 1 << 20;
 /// Frames that a RAM device has beyond its size, to fill while old contents are still pinned.
 pub const RAM_SPARE_FRAMES: usize = 64;
+/// Bytes of data that a record of changes holds.
+pub const MAX_RECORD: u64 = 2 << 30;
 /// Bytes of a device's name.
 pub const MAX_NAME: usize = 64;
 

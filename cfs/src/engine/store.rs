@@ -1,5 +1,6 @@
 //! Where a volume's bytes come from.
 
+pub mod layer;
 mod prompt;
 
 use std::collections::BTreeMap;
