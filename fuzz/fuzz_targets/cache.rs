@@ -4,14 +4,15 @@
 
 use cfs::cache::{InodeTable, Key, Name, NameIndex, PageIndex};
 use cfs::id::Ino;
-use fuzz::{Input, Words};
+use fuzz::{Input, put};
 use libfuzzer_sys::fuzz_target;
+use oslet::words::LocalWords;
 
 const WORDS: usize = 512;
 
 fuzz_target!(|data: &[u8]| {
     let mut input = Input(data);
-    let words = Words::new(WORDS);
+    let words = LocalWords::new(WORDS);
     let len = usize::from(input.half()) % (WORDS * 8 + 1);
     let (ino, page) = (Ino(input.byte().into()), input.byte());
     let name = {
@@ -24,14 +25,14 @@ fuzz_target!(|data: &[u8]| {
             break;
         }
         // One entry's worth of words, everywhere: no hash is to be guessed.
-        words.put(index, input.long());
+        put(&words, index, input.long());
     }
     if all & 1 == 1 {
         let row: Vec<u64> = {
             let mut input = Input(input.0);
             (0..24).map(|_| input.long()).collect()
         };
-        (0..WORDS).for_each(|index| words.put(index, row[index % row.len()]));
+        (0..WORDS).for_each(|index| put(&words, index, row[index % row.len()]));
     }
     if let Some(key) = Key::new(ino, page.into()) {
         let index = PageIndex::new(words.clone(), len.max(256)).expect("large enough for a set");

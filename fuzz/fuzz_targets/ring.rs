@@ -4,9 +4,10 @@
 
 use std::collections::VecDeque;
 
-use fuzz::{Input, Words};
+use fuzz::{Input, put};
 use libfuzzer_sys::fuzz_target;
 use oslet::ring::{Consumer, Descriptor, Producer, layout};
+use oslet::words::LocalWords;
 
 fuzz_target!(|data: &[u8]| {
     let mut input = Input(data);
@@ -20,17 +21,17 @@ fuzz_target!(|data: &[u8]| {
 
 /// Words change behind the back of both ends, and every error is as good as any.
 fn hostile(mut input: Input<'_>, capacity: usize) {
-    let (out, own) = (Words::new(layout::producer_words(capacity)), Words::new(layout::LINE_WORDS));
-    let park = Words::new(layout::PARK_WORDS);
+    let (out, own) = halves(capacity);
+    let park = LocalWords::new(layout::PARK_WORDS);
     let mut producer = Producer::new(out.clone(), own.clone(), capacity);
     let mut consumer = Consumer::new(out.clone(), own.clone(), capacity);
     while !input.is_empty() {
         let step = input.byte();
         match step % 8 {
-            0 => out.put(input.half().into(), input.long()),
-            1 => own.put(layout::HEAD, input.long()),
+            0 => put(&out, input.half().into(), input.long()),
+            1 => put(&own, layout::HEAD, input.long()),
             // What an honest end would write, or nearly.
-            2 => out.put(layout::ENTRIES + usize::from(step >> 3) * 8, input.byte().into()),
+            2 => put(&out, layout::ENTRIES + usize::from(step >> 3) * 8, input.byte().into()),
             3 => {
                 let _ = producer.push(descriptor(&mut input));
             }
@@ -40,6 +41,7 @@ fn hostile(mut input: Input<'_>, capacity: usize) {
             }
             5 => {
                 let _ = (producer.has_room(), producer.taken());
+                put(&park, layout::PARKED, (step >> 3).into());
                 producer.move_tail(&park);
             }
             6 => {
@@ -55,7 +57,7 @@ fn hostile(mut input: Input<'_>, capacity: usize) {
 
 /// Nobody interferes: a ring is a queue.
 fn honest(mut input: Input<'_>, capacity: usize) {
-    let (out, own) = (Words::new(layout::producer_words(capacity)), Words::new(layout::LINE_WORDS));
+    let (out, own) = halves(capacity);
     let mut producer = Producer::new(out.clone(), own.clone(), capacity);
     let mut consumer = Consumer::new(out, own, capacity);
     let mut queue = VecDeque::new();
@@ -77,6 +79,11 @@ fn honest(mut input: Input<'_>, capacity: usize) {
         }
         assert!(queue.len() <= capacity);
     }
+}
+
+/// The producer's half of a ring, and the consumer's.
+fn halves(capacity: usize) -> (LocalWords, LocalWords) {
+    (LocalWords::new(layout::producer_words(capacity)), LocalWords::new(layout::LINE_WORDS))
 }
 
 fn descriptor(input: &mut Input<'_>) -> Descriptor {

@@ -4,11 +4,8 @@
 //! `cargo xtask fuzz` makes the images and the seeds, builds the targets and runs them.
 #![forbid(unsafe_code)]
 
-use std::cell::RefCell;
-use std::rc::Rc;
-
 use oslet::sync::Ordering;
-use oslet::words::{ReadWords, WriteWords};
+use oslet::words::{LocalWords, WriteWords};
 
 pub mod image;
 pub mod walk;
@@ -58,32 +55,7 @@ impl<'a> Input<'a> {
     }
 }
 
-/// Words that both ends of a protocol see.
-#[derive(Clone)]
-pub struct Words(Rc<RefCell<Vec<u64>>>);
-
-impl Words {
-    /// All zero.
-    pub fn new(count: usize) -> Self {
-        Self(Rc::new(RefCell::new(vec![0; count])))
-    }
-
-    /// Puts a word somewhere.
-    pub fn put(&self, index: usize, value: u64) {
-        let mut words = self.0.borrow_mut();
-        let len = words.len();
-        words[index % len] = value;
-    }
-}
-
-impl ReadWords for Words {
-    fn load(&self, index: usize, _: Ordering) -> u64 {
-        self.0.borrow()[index]
-    }
-}
-
-impl WriteWords for Words {
-    fn store(&self, index: usize, value: u64, _: Ordering) {
-        self.0.borrow_mut()[index] = value;
-    }
+/// Puts a word somewhere into words that both ends of a protocol see.
+pub fn put(words: &LocalWords, index: usize, value: u64) {
+    words.store(index % words.len(), value, Ordering::Relaxed);
 }

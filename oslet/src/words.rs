@@ -1,6 +1,8 @@
 //! Words of memory that may be shared with other processes: what the lock-free protocols run on.
 
-use crate::sync::Ordering;
+use std::sync::Arc;
+
+use crate::sync::{AtomicU64, Ordering};
 
 /// Words that can be loaded atomically.
 pub trait ReadWords {
@@ -25,6 +27,45 @@ pub trait WriteWords: ReadWords {
     #[inline(always)]
     fn will_store(&self, index: usize) {
         let _ = index;
+    }
+}
+
+/// Words of this process alone, which all clones show: for models, tests and fuzzing of what else
+/// runs on shared memory.
+#[derive(Clone, Debug)]
+pub struct LocalWords(Arc<[AtomicU64]>);
+
+impl LocalWords {
+    /// So many words, all zero.
+    pub fn new(count: usize) -> Self {
+        Self((0..count).map(|_| AtomicU64::new(0)).collect())
+    }
+
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// What they are now.
+    pub fn to_vec(&self) -> Vec<u64> {
+        self.0.iter().map(|word| word.load(Ordering::Relaxed)).collect()
+    }
+}
+
+impl ReadWords for LocalWords {
+    fn load(&self, index: usize, order: Ordering) -> u64 {
+        self.0[index].load(order)
+    }
+}
+
+impl WriteWords for LocalWords {
+    fn store(&self, index: usize, value: u64, order: Ordering) {
+        self.0[index].store(value, order);
     }
 }
 

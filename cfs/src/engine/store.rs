@@ -13,7 +13,7 @@ use parking_lot::RwLock;
 use crate::{Error, Result, limits};
 
 pub(crate) use prompt::Prompt;
-pub use prompt::promptly;
+pub use prompt::{may_wait, promptly};
 
 /// Storage that holds one volume, addressed in bytes. All methods may be called at once from any
 /// number of threads.

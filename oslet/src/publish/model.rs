@@ -4,28 +4,8 @@ use loom::sync::Arc;
 
 use super::*;
 use crate::hazard;
-use crate::sync::{AtomicU16, AtomicU64};
-
-#[derive(Clone)]
-struct Words(Arc<Vec<AtomicU64>>);
-
-impl Words {
-    fn new(count: usize) -> Self {
-        Self(Arc::new((0..count).map(|_| AtomicU64::new(0)).collect()))
-    }
-}
-
-impl ReadWords for Words {
-    fn load(&self, index: usize, order: Ordering) -> u64 {
-        self.0[index].load(order)
-    }
-}
-
-impl WriteWords for Words {
-    fn store(&self, index: usize, value: u64, order: Ordering) {
-        self.0[index].store(value, order);
-    }
-}
+use crate::sync::AtomicU16;
+use crate::words::LocalWords as Words;
 
 /// A reader sees one version of a record, never a mixture, and never one older than it has seen.
 #[test]

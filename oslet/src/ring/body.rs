@@ -152,14 +152,17 @@ impl Outgoing {
         }
     }
 
-    /// Wakes the consumer if it is parked. Call it behind the last message of a batch.
+    /// Wakes the consumer if it is parked and was not woken yet; says whether it did. Call it
+    /// behind the last message of a batch.
     #[inline]
-    pub fn ring_bell(&mut self) {
+    pub fn ring_bell(&mut self) -> bool {
         let cpu = super::doorbell::current_cpu() + 1;
         self.producer.out().store(layout::PRODUCER_CPU, cpu, Ordering::Relaxed);
-        if self.producer.move_tail(&self.park) {
+        let wakes = self.producer.move_tail(&self.park);
+        if wakes {
             super::doorbell::wake(self.producer.out().read_only());
         }
+        wakes
     }
 
     /// The CPU that the consumer last ran on, as far as it has told.

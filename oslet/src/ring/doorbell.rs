@@ -122,7 +122,7 @@ pub fn spin_until(mut ready: impl FnMut() -> bool, from: Instant, spin: Duration
     }
 }
 
-/// Zeroes of a parking line's owner when it ends: nobody need wake it any more.
+/// A parking line's owner ends: nobody need wake it any more.
 pub(crate) fn leave(park: &impl WriteWords) {
     spsc::retract_parking(park);
 }

@@ -2,30 +2,9 @@
 
 use super::spsc::{self, layout};
 use super::*;
-use crate::sync::{AtomicU64, Ordering};
-use crate::words::{ReadWords, WriteWords};
-use loom::sync::Arc;
-
-#[derive(Clone)]
-struct Words(Arc<Vec<AtomicU64>>);
-
-impl Words {
-    fn new(count: usize) -> Self {
-        Self(Arc::new((0..count).map(|_| AtomicU64::new(0)).collect()))
-    }
-}
-
-impl ReadWords for Words {
-    fn load(&self, index: usize, order: Ordering) -> u64 {
-        self.0[index].load(order)
-    }
-}
-
-impl WriteWords for Words {
-    fn store(&self, index: usize, value: u64, order: Ordering) {
-        self.0[index].store(value, order);
-    }
-}
+use crate::sync::Ordering;
+use crate::words::{LocalWords as Words, ReadWords};
+use loom::sync::{Arc, Condvar, Mutex};
 
 struct Ends {
     producer: Producer<Words, Words>,
@@ -90,23 +69,75 @@ fn a_batch_is_published_by_one_store() {
     });
 }
 
-/// A consumer that goes to sleep on the tail is woken, or has seen the descriptor: either the
-/// tail has moved (the futex refuses to sleep), or the producer saw it parked (and wakes it).
+/// The kernel's futex, for one waiter: it compares and goes to sleep under a lock, which whoever
+/// wakes it takes.
+#[derive(Default)]
+struct Futex {
+    lock: Mutex<()>,
+    changed: Condvar,
+}
+
+impl Futex {
+    fn wait(&self, words: &Words, expected: u32) {
+        let held = self.lock.lock().unwrap();
+        if words.load(layout::TAIL, Ordering::Relaxed) as u32 == expected {
+            drop(self.changed.wait(held).unwrap());
+        } else {
+            drop(held);
+            loom::thread::yield_now();
+        }
+    }
+
+    fn wake(&self) {
+        let _held = self.lock.lock().unwrap();
+        self.changed.notify_one();
+    }
+}
+
+/// Takes `count` messages as a consumer does that never polls. Returns how often it parked.
+fn take_all(consumer: &mut Consumer<Words, Words>, park: &Words, bell: &Futex, count: u64) -> u64 {
+    let (mut taken, mut parkings) = (0, 0);
+    while taken < count {
+        if let Some(found) = consumer.pop().unwrap() {
+            assert_eq!(found, message(taken));
+            taken += 1;
+            continue;
+        }
+        parkings += 1;
+        spsc::announce_parking(park);
+        if !consumer.ready().unwrap() {
+            bell.wait(consumer.peer(), consumer.awaited_tail());
+        }
+        spsc::retract_parking(park);
+    }
+    parkings
+}
+
+/// A consumer that sleeps is woken as long as something is in the ring, though each parking is
+/// woken from once only: whatever it took before the tail came by, whenever it parks again. A lost
+/// wake-up is a deadlock here.
 #[test]
 fn no_wake_up_is_lost() {
-    loom::model(|| {
-        let Ends { mut producer, consumer, park } = ring(2);
-        let parking = park.clone();
+    const COUNT: u64 = 3;
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    model.check(|| {
+        let Ends { mut producer, mut consumer, park } = ring(4);
+        let (bell, line) = (Arc::new(Futex::default()), park.clone());
+        let ringing = Arc::clone(&bell);
         let sender = loom::thread::spawn(move || {
-            producer.push(message(0)).unwrap().unwrap();
-            producer.move_tail(&park)
+            let mut wakes = 0;
+            for id in 0..COUNT {
+                producer.push(message(id)).unwrap().unwrap();
+                if producer.move_tail(&line) {
+                    wakes += 1;
+                    ringing.wake();
+                }
+            }
+            wakes
         });
-        spsc::announce_parking(&parking);
-        let seen = consumer.ready().unwrap();
-        let tail = consumer.peer().load(layout::TAIL, Ordering::Relaxed);
-        let would_sleep = !seen && tail as u32 == consumer.awaited_tail();
-        let woken = sender.join().unwrap();
-        spsc::retract_parking(&parking);
-        assert!(seen || !would_sleep || woken, "asleep with a descriptor in the ring");
+        let parkings = take_all(&mut consumer, &park, &bell, COUNT);
+        let wakes: u64 = sender.join().unwrap();
+        assert!(wakes <= parkings, "{wakes} wake-ups for {parkings} parkings");
     });
 }

@@ -26,7 +26,8 @@ pub mod layout {
     /// Consumer's half: words.
     pub const CONSUMER_WORDS: usize = LINE_WORDS;
 
-    /// Parking line (one for all rings that one thread consumes): 1 while the consumer is parked.
+    /// Parking line (one for all rings that one thread consumes): how often the consumer has begun
+    /// and ended to be parked. Odd while it is; a number of this word names one parking.
     pub const PARKED: usize = 0;
     /// Parking line: the CPU that the consumer last ran on, plus one.
     pub const CONSUMER_CPU: usize = 1;
@@ -111,13 +112,15 @@ pub struct Producer<W, R> {
     next: u64,
     /// The head when last looked at.
     head: u64,
+    /// The parking that the consumer was last woken from.
+    woken: u64,
 }
 
 impl<W: WriteWords, R: ReadWords> Producer<W, R> {
     /// A new ring of `capacity` descriptors, which must be a power of two; both halves are zero.
     pub fn new(out: W, peer: R, capacity: usize) -> Self {
         assert!(capacity.is_power_of_two() && capacity <= limits::RING_CAPACITY);
-        Self { out, peer, capacity: capacity as u64, next: 0, head: 0 }
+        Self { out, peer, capacity: capacity as u64, next: 0, head: 0, woken: 0 }
     }
 
     /// How many descriptors have been pushed.
@@ -186,13 +189,29 @@ impl<W: WriteWords, R: ReadWords> Producer<W, R> {
     }
 
     /// Moves the tail behind all that was pushed and says whether the consumer, whose parking line
-    /// is `park`, must be woken.
+    /// is `park`, must be woken: once for each time that it parks, however much is pushed before
+    /// it runs.
     #[inline]
-    pub fn move_tail(&self, park: &impl ReadWords) -> bool {
+    pub fn move_tail(&mut self, park: &impl ReadWords) -> bool {
         // SYNC POINT: park or publish
         self.out.store(layout::TAIL, self.next, Ordering::Release);
         fence(Ordering::SeqCst);
-        park.load(layout::PARKED, Ordering::Relaxed) != 0
+        let parking = park.load(layout::PARKED, Ordering::Acquire);
+        parking & 1 != 0 && parking != self.woken && self.wakes(parking)
+    }
+
+    /// Whether the tail has moved past what the consumer waits for in this parking. From then on it
+    /// cannot sleep in it again: the kernel compares the tail.
+    #[cold]
+    fn wakes(&mut self, parking: u64) -> bool {
+        // Stored before the parking began, or later if it has ended.
+        let head = self.peer.load(layout::HEAD, Ordering::Acquire);
+        if head == self.next {
+            // It took everything before the tail came by; what it waits for is still to be pushed.
+            return false;
+        }
+        self.woken = parking;
+        true
     }
 
     /// The producer's half.
@@ -271,9 +290,10 @@ impl<R: ReadWords, W: WriteWords> Consumer<R, W> {
         }
     }
 
-    /// The low half of the tail to wait for a change from.
+    /// The low half of the tail to wait for a change from. A descriptor is there for who polls
+    /// before the tail has moved behind it: then the tail is awaited as it is, not as it will be.
     pub fn awaited_tail(&self) -> u32 {
-        self.next as u32
+        self.peer.load(layout::TAIL, Ordering::Relaxed).min(self.next) as u32
     }
 
     /// The producer's half.
@@ -286,16 +306,19 @@ impl<R: ReadWords, W: WriteWords> Consumer<R, W> {
     }
 }
 
-/// The consumer says that it is about to wait. It must look at every ring once more behind this.
+/// The consumer says that it is about to wait. It must have released what it took from every ring,
+/// and look at each once more behind this.
 #[inline]
 pub(super) fn announce_parking(park: &impl WriteWords) {
+    let parking = park.load(layout::PARKED, Ordering::Relaxed).wrapping_add(1) | 1;
     // SYNC POINT: park or publish
-    park.store(layout::PARKED, 1, Ordering::Relaxed);
+    park.store(layout::PARKED, parking, Ordering::Release);
     fence(Ordering::SeqCst);
 }
 
 /// The consumer runs again.
 #[inline]
 pub(super) fn retract_parking(park: &impl WriteWords) {
-    park.store(layout::PARKED, 0, Ordering::Relaxed);
+    let running = park.load(layout::PARKED, Ordering::Relaxed).wrapping_add(1) & !1;
+    park.store(layout::PARKED, running, Ordering::Relaxed);
 }

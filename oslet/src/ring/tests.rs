@@ -1,31 +1,66 @@
 use proptest::prelude::*;
 
-use super::spsc::layout;
+use super::spsc::{self, layout};
 use super::*;
 use crate::sync::Ordering;
-use crate::words::{ReadWords, WriteWords};
-use std::cell::RefCell;
-use std::rc::Rc;
+use crate::words::{LocalWords as Words, WriteWords};
 
-#[derive(Clone)]
-struct Words(Rc<RefCell<Vec<u64>>>);
+struct Ends {
+    producer: Producer<Words, Words>,
+    consumer: Consumer<Words, Words>,
+    park: Words,
+}
 
-impl Words {
-    fn new(count: usize) -> Self {
-        Self(Rc::new(RefCell::new(vec![0; count])))
+fn ring(capacity: usize) -> Ends {
+    let out = Words::new(layout::producer_words(capacity));
+    let own = Words::new(layout::CONSUMER_WORDS);
+    let park = Words::new(layout::PARK_WORDS);
+    let producer = Producer::new(out.clone(), own.clone(), capacity);
+    Ends { producer, consumer: Consumer::new(out, own, capacity), park }
+}
+
+impl Ends {
+    /// Pushes so many, one by one. Returns how many wake-ups that takes.
+    fn send(&mut self, count: u64) -> usize {
+        let mut one = |id| {
+            self.producer.push(Descriptor { id, ..Descriptor::default() }).unwrap().unwrap();
+            self.producer.move_tail(&self.park)
+        };
+        (0..count).map(&mut one).filter(|woken| *woken).count()
+    }
+
+    fn take_all(&mut self) {
+        while self.consumer.pop().unwrap().is_some() {}
     }
 }
 
-impl ReadWords for Words {
-    fn load(&self, index: usize, _: Ordering) -> u64 {
-        self.0.borrow()[index]
+#[test]
+fn a_consumer_is_woken_once_for_each_time_that_it_parks() {
+    let mut ring = ring(16);
+    assert_eq!(ring.send(5), 0, "it runs");
+    for _ in 0..3 {
+        ring.take_all();
+        spsc::announce_parking(&ring.park);
+        // However long it takes to run again.
+        assert_eq!((ring.send(1), ring.send(5)), (1, 0));
+        spsc::retract_parking(&ring.park);
+        assert_eq!(ring.send(5), 0, "it runs");
     }
 }
 
-impl WriteWords for Words {
-    fn store(&self, index: usize, value: u64, _: Ordering) {
-        self.0.borrow_mut()[index] = value;
-    }
+/// What a consumer took before the tail came by is nothing to wake it for; it parks on the tail as
+/// it is then, and what comes next wakes it.
+#[test]
+fn a_consumer_that_was_ahead_of_the_tail_is_woken_by_the_next_message() {
+    let mut ring = ring(4);
+    ring.producer.push(Descriptor::default()).unwrap().unwrap();
+    ring.take_all();
+    spsc::announce_parking(&ring.park);
+    assert!(!ring.consumer.ready().unwrap());
+    assert_eq!(ring.consumer.awaited_tail(), 0, "it would not sleep, and look again and again");
+    assert!(!ring.producer.move_tail(&ring.park), "nothing is there for it");
+    assert_eq!(ring.consumer.awaited_tail(), 1);
+    assert_eq!((ring.send(1), ring.send(1)), (1, 0));
 }
 
 proptest! {

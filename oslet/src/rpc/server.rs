@@ -121,7 +121,9 @@ impl ReplyPort {
             return;
         }
         match state.outgoing.send(descriptor, body) {
-            Ok(()) => state.outgoing.ring_bell(),
+            Ok(()) => {
+                state.outgoing.ring_bell();
+            }
             Err(SendError::Full) => state.queue(descriptor, body),
             // The reply cannot be sent at all; its caller must still hear something.
             Err(SendError::Failed(_)) => {

@@ -8,6 +8,8 @@ use super::*;
 use crate::id::{Epoch, OsletId, ParticipantId};
 use crate::limits;
 use crate::region::{Backing, ControlPage, OwnSegment, Paging, Region, SegmentSpec};
+use crate::ring::doorbell;
+use crate::ring::{Descriptor, HalfOut, Incoming, Outgoing, OwnLine};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -39,6 +41,48 @@ fn connect(caller: &Arc<Region>, server: &Server) -> Arc<Channel> {
     let pending = PendingChannel::new(caller, id(1), Epoch(1)).unwrap();
     let answer = server.accept(id(0), Epoch(1), pending.offer()).unwrap();
     pending.open(answer).unwrap()
+}
+
+/// A consumer in another segment, which sleeps between bursts, is woken once for each time that it
+/// parks, and never too seldom: a lost wake-up would show in the time.
+#[test]
+fn a_burst_costs_one_wake_up() {
+    const BURSTS: usize = 50;
+    const BURST: usize = 20;
+    let (a, b) = pair();
+    let half = HalfOut::new(a.own()).unwrap();
+    let (head, park) = (OwnLine::new(b.own()).unwrap(), OwnLine::new(b.own()).unwrap());
+    let (out, places) = (half.place(), (head.place(), park.place()));
+    let mut outgoing = Outgoing::new(half, a.segment(id(1)).unwrap(), places.0, places.1).unwrap();
+    let mut incoming = Incoming::new(head, b.segment(id(0)).unwrap(), out).unwrap();
+    let start = Instant::now();
+    let consumer = std::thread::spawn(move || {
+        let (mut taken, mut parkings) = (0, 0);
+        loop {
+            while incoming.receive().unwrap().is_some() {
+                taken += 1;
+            }
+            if taken == BURSTS * BURST {
+                return parkings;
+            }
+            parkings += 1;
+            doorbell::wait(&park.words, &mut [&mut incoming], None, LIMIT);
+        }
+    });
+    let mut wakes = 0;
+    for _ in 0..BURSTS {
+        std::thread::sleep(Duration::from_millis(2));
+        for _ in 0..BURST {
+            while outgoing.send(Descriptor::default(), &[]).is_err() {
+                std::thread::yield_now();
+            }
+            wakes += usize::from(outgoing.ring_bell());
+        }
+    }
+    let parkings = consumer.join().unwrap();
+    assert!(start.elapsed() < LIMIT, "a wake-up was lost");
+    assert!(0 < wakes && wakes <= parkings, "{wakes} wake-ups for {parkings} parkings");
+    println!("ran: {} messages in {BURSTS} bursts with {wakes} wake-ups", BURSTS * BURST);
 }
 
 /// Kind 1 echoes; kind 2 answers from another thread, later; kind 3 never answers while it is

@@ -1,22 +1,7 @@
-use std::cell::RefCell;
-
 use oslet::id::{FrameNo, Generation, OsletId, ParticipantId};
+use oslet::words::LocalWords;
 
 use super::*;
-
-struct Words(RefCell<Vec<u64>>);
-
-impl ReadWords for Words {
-    fn load(&self, index: usize, _: Ordering) -> u64 {
-        self.0.borrow()[index]
-    }
-}
-
-impl WriteWords for Words {
-    fn store(&self, index: usize, value: u64, _: Ordering) {
-        self.0.borrow_mut()[index] = value;
-    }
-}
 
 /// As many pages as the index was made for: none displaces another, and all are found, also those
 /// that had to make way.
@@ -24,7 +9,7 @@ impl WriteWords for Words {
 fn all_pages_that_the_index_is_made_for_are_found() {
     const PAGES: u32 = 40_000;
     let len = PageIndex::bytes(PAGES as usize);
-    let index = PageIndex::new(Words(RefCell::new(vec![0; len / 8])), len).unwrap();
+    let index = PageIndex::new(LocalWords::new(len / 8), len).unwrap();
     let home = ParticipantId::runtime(OsletId::new(3).unwrap());
     let page = |n: u32| PageRef { home, frame: FrameNo(n), generation: Generation::new(n + 1) };
     let key = |n: u32| Key::new(Ino(7 + n % 5), u64::from(n) << (n % 2 * 17)).unwrap();

@@ -42,8 +42,12 @@ pub fn promptly<T>(work: impl FnOnce() -> T) -> Option<T> {
 /// Storage that does not keep a thread waiting that works [`promptly`].
 pub(crate) struct Prompt<S>(pub(crate) S);
 
-/// An error for who must not wait.
-fn may_wait() -> Result<()> {
+/// Goes before every wait for storage, and before every wait for a lock that others hold while they
+/// wait for storage.
+///
+/// # Errors
+/// For who works [`promptly`], whose attempt has failed then.
+pub fn may_wait() -> Result<()> {
     if MODE.get() == Mode::Waits {
         return Ok(());
     }
