@@ -1,5 +1,7 @@
 //! Directory entries in blocks.
 
+pub mod edit;
+
 use zerocopy::byteorder::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 

@@ -3,6 +3,7 @@
 //! The root index lies in block 0 of the directory behind the entries "." and "..", which look to
 //! others as if they filled the block; every other index block looks like one unused entry.
 
+pub mod edit;
 mod hash;
 
 use zerocopy::byteorder::little_endian::{U16, U32};
@@ -173,17 +174,21 @@ pub fn is_index_block(block: &[u8]) -> bool {
 /// The checksum in the tail of an index block, and what it must be; `None` if its head leaves no
 /// room for a tail. `root` tells block 0 from the others.
 pub fn checksum(block: &[u8], root: bool, inode_seed: u32) -> Option<(u32, u32)> {
+    let (covered, tail) = covered(block, root)?;
+    let (reserved, found) = block[tail..tail + TAIL].split_at(4);
+    let crc = crc32c(inode_seed, &block[..covered]);
+    let computed = crc32c(crc32c(crc, reserved), &[0; 4]);
+    Some((U32::read_from_bytes(found).ok()?.get(), computed))
+}
+
+/// How many bytes from the start of an index block its checksum covers, and where its tail lies;
+/// `None` if its head leaves no room for a tail.
+pub(super) fn covered(block: &[u8], root: bool) -> Option<(usize, usize)> {
     let start = if root { ROOT_ENTRIES } else { NODE_ENTRIES };
     let (head, _) = RawCountLimit::ref_from_prefix(block.get(start..)?).ok()?;
     let (limit, count) = (usize::from(head.limit.get()), usize::from(head.count.get()));
-    if count > limit {
-        return None;
-    }
-    let tail = block.get(start + limit * ENTRY..)?.first_chunk::<TAIL>()?;
-    let (reserved, found) = tail.split_at(4);
-    let crc = crc32c(inode_seed, &block[..start + count * ENTRY]);
-    let computed = crc32c(crc32c(crc, reserved), &[0; 4]);
-    Some((U32::read_from_bytes(found).ok()?.get(), computed))
+    let tail = start + limit * ENTRY;
+    (count <= limit && tail + TAIL <= block.len()).then_some((start + count * ENTRY, tail))
 }
 
 #[cfg(test)]
