@@ -1,5 +1,7 @@
 //! POSIX ACLs: on disk without ids where none are needed, in the kernel's attribute always with.
 
+pub mod edit;
+
 /// Version of the format on disk.
 const DISK_VERSION: u32 = 1;
 /// Version of the format that getxattr(2) returns (`linux/posix_acl_xattr.h`).

@@ -1,5 +1,7 @@
 //! Extended attributes: the entries in inodes and in blocks of their own.
 
+pub mod edit;
+
 use zerocopy::byteorder::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
