@@ -231,6 +231,8 @@ pub struct Superblock {
     pub checksum_seed: u32,
     /// Whether and how names hash.
     pub hash: htree::HashSeed,
+    /// The number of the algorithm for new hash trees.
+    pub default_hash: u8,
     /// The journal's inode, if the journal lies on this volume.
     pub journal_inode: Option<Ino>,
     /// The journal's device number as recorded, if it lies elsewhere.
@@ -331,6 +333,7 @@ impl TryFrom<&RawSuperblock> for Superblock {
                 crc32c(!0, &raw.uuid)
             },
             hash: htree::HashSeed::new(raw.hash_seed.map(U32::get), raw.flags.get()),
+            default_hash: raw.def_hash_version,
             journal_inode: if has_journal { inode(raw.journal_inum) } else { None },
             journal_device: if has_journal { raw.journal_dev.get() } else { 0 },
             journal_uuid: raw.journal_uuid,

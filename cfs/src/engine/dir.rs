@@ -7,7 +7,7 @@ use crate::disk::dirent::{self, Entries};
 use crate::disk::features::Incompat;
 use crate::disk::htree::{self, HashVersion, Index, Root};
 use crate::disk::inode::{Inode, InodeFlags, Kind};
-use crate::id::Ino;
+use crate::id::{Block, Ino};
 use crate::limits::MAX_NAME;
 use crate::{Error, Result};
 
@@ -62,11 +62,17 @@ impl Volume {
             self.lookup_linear(dir, name)?
         };
         let ino = found.ok_or(Error::NotFound)?;
-        if !self.is_public(ino) || (ino == dir.ino && name != b"." && name != b"..") {
-            let name = String::from_utf8_lossy(name);
-            return Err(Error::corrupt(dir.ino, format!("name {name:?} leads to {ino}")));
-        }
+        self.check_target(dir, name, ino)?;
         Ok(ino)
+    }
+
+    /// Refuses an inode that no name may lead to.
+    pub(super) fn check_target(&self, dir: &Inode, name: &[u8], ino: Ino) -> Result<()> {
+        if self.is_public(ino) && (ino != dir.ino || name == b"." || name == b"..") {
+            return Ok(());
+        }
+        let name = String::from_utf8_lossy(name);
+        Err(Error::corrupt(dir.ino, format!("name {name:?} leads to {ino}")))
     }
 
     /// Shows the entries of a directory from a position on to `emit`, "." and ".." too, until it
@@ -104,18 +110,8 @@ impl Volume {
     }
 
     fn lookup_hashed(&self, dir: &Inode, name: &[u8]) -> Result<Hashed> {
-        let features = &self.superblock.features;
-        let checksums = features.metadata_csum();
-        let large = features.incompat.contains(Incompat::LARGEDIR);
-        let root = self.dir_block(dir, 0)?;
-        let (version, levels) =
-            match Root::parse(&root.bytes, &self.superblock.hash, large, checksums) {
-                Ok(root) => (root.version, root.levels),
-                Err(_) => return Ok(Hashed::Unusable),
-            };
-        let mut walk =
-            Walk { volume: self, dir, levels, path: vec![(root, 0)], version, checksums };
-        let hash = version.hash(name);
+        let Some(mut walk) = Walk::begin(self, dir)? else { return Ok(Hashed::Unusable) };
+        let hash = walk.version.hash(name);
         if !walk.descend(|index| index.find(hash))? {
             return Ok(Hashed::Unusable);
         }
@@ -176,20 +172,34 @@ impl Volume {
     }
 
     /// Blocks of a directory.
-    fn dir_blocks(&self, dir: &Inode) -> Result<u64> {
+    pub(super) fn dir_blocks(&self, dir: &Inode) -> Result<u64> {
         if dir.size == 0 || !dir.size.is_multiple_of(self.superblock.block_size.into()) {
             return Err(Error::corrupt(dir.ino, format!("directory of {} bytes", dir.size)));
         }
         Ok(dir.size >> self.superblock.block_bits)
     }
 
-    /// A block of a directory whose checksum and entries are right.
+    /// Where a block of a directory lies.
+    pub(super) fn dir_place(&self, dir: &Inode, index: u64) -> Result<Block> {
+        match self.map(dir, index, 1)?.mapping {
+            Mapping::Data(block) => Ok(block),
+            _ => Err(Error::corrupt(dir.ino, format!("directory block {index}: it is a hole"))),
+        }
+    }
+
     fn dir_block(&self, dir: &Inode, index: u64) -> Result<Arc<CachedBlock>> {
+        Ok(self.dir_block_at(dir, index)?.1)
+    }
+
+    /// A block of a directory whose checksum and entries are right, and where it lies.
+    pub(super) fn dir_block_at(
+        &self,
+        dir: &Inode,
+        index: u64,
+    ) -> Result<(Block, Arc<CachedBlock>)> {
         let bad = |why: String| Error::corrupt(dir.ino, format!("directory block {index}: {why}"));
-        let Mapping::Data(block) = self.map(dir, index, 1)?.mapping else {
-            return Err(bad("it is a hole".into()));
-        };
-        let block = self.block(block)?;
+        let place = self.dir_place(dir, index)?;
+        let block = self.block(place)?;
         let hashed = dir.flags.contains(InodeFlags::INDEX);
         let role = if hashed && index == 0 { Role::Index } else { Role::Directory };
         block.check(role, dir.ino, |bytes| {
@@ -208,7 +218,7 @@ impl Volume {
                 .try_for_each(|entry| entry.map(|_| ()))
                 .map_err(bad)
         })?;
-        Ok(block)
+        Ok((place, block))
     }
 
     fn entries<'a>(&self, dir: &Inode, bytes: &'a [u8]) -> NamedEntries<'a> {
@@ -231,20 +241,34 @@ impl<'a> Iterator for NamedEntries<'a> {
 }
 
 /// A way through a hash tree from its root to an entry that names a leaf.
-struct Walk<'a> {
+pub(super) struct Walk<'a> {
     volume: &'a Volume,
     dir: &'a Inode,
     levels: u8,
-    version: HashVersion,
+    /// How the tree's names hash.
+    pub(super) version: HashVersion,
     checksums: bool,
     /// The index blocks from the root on, with the place in each.
-    path: Vec<(Arc<CachedBlock>, usize)>,
+    pub(super) path: Vec<(Arc<CachedBlock>, usize)>,
 }
 
-impl Walk<'_> {
+impl<'a> Walk<'a> {
+    /// At the root; `None` if that is unusable.
+    pub(super) fn begin(volume: &'a Volume, dir: &'a Inode) -> Result<Option<Self>> {
+        let features = &volume.superblock.features;
+        let checksums = features.metadata_csum();
+        let large = features.incompat.contains(Incompat::LARGEDIR);
+        let root = volume.dir_block(dir, 0)?;
+        let parsed = Root::parse(&root.bytes, &volume.superblock.hash, large, checksums);
+        let Ok((version, levels)) = parsed.map(|root| (root.version, root.levels)) else {
+            return Ok(None);
+        };
+        Ok(Some(Self { volume, dir, levels, version, checksums, path: vec![(root, 0)] }))
+    }
+
     /// Goes down from the last index of the path, whose place `choose` gives as it does for each
     /// below. `false` if the index is unusable.
-    fn descend(&mut self, choose: impl Fn(&Index<'_>) -> usize) -> Result<bool> {
+    pub(super) fn descend(&mut self, choose: impl Fn(&Index<'_>) -> usize) -> Result<bool> {
         let last = self.path.len() - 1;
         let Some(place) = self.index(last).map(|index| choose(&index)) else { return Ok(false) };
         self.path[last].1 = place;
@@ -267,7 +291,7 @@ impl Walk<'_> {
 
     /// Moves on to the next leaf if it may hold names of the same hash; `None` if the index is
     /// unusable.
-    fn next(&mut self, hash: u32) -> Result<Option<bool>> {
+    pub(super) fn next(&mut self, hash: u32) -> Result<Option<bool>> {
         loop {
             let last = self.path.len() - 1;
             let Some(index) = self.index(last) else { return Ok(None) };
@@ -287,14 +311,15 @@ impl Walk<'_> {
     }
 
     /// The block that the end of the path names, if the directory has such a block.
-    fn leaf(&self) -> Option<u32> {
+    pub(super) fn leaf(&self) -> Option<u32> {
         let last = self.path.len() - 1;
         let block = self.index(last)?.block(self.path[last].1);
         let blocks = self.volume.dir_blocks(self.dir).ok()?;
         (u64::from(block) < blocks).then_some(block)
     }
 
-    fn index(&self, level: usize) -> Option<Index<'_>> {
+    /// The index that a block of the path holds.
+    pub(super) fn index(&self, level: usize) -> Option<Index<'_>> {
         let bytes = &self.path[level].0.bytes;
         if level > 0 {
             return Index::parse(bytes, self.checksums).ok();

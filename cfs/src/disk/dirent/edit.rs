@@ -238,7 +238,17 @@ pub fn pack(block_size: usize, entries: &[NewEntry<'_>], format: Format) -> Box<
 
 /// Whether a block has no names but "." and "..".
 pub fn is_empty(block: &[u8], format: Format) -> Result<bool, String> {
-    Ok(entries(block, format)?.iter().all(|entry| matches!(entry.name, b"." | b"..")))
+    let bytes = &block[..format.room(block.len())];
+    let mut offset = 0;
+    while offset < bytes.len() {
+        let head = Head::at(bytes, offset)?;
+        let name = &bytes[offset + HEAD..][..head.name_len];
+        if head.ino != 0 && !matches!(name, b"." | b"..") {
+            return Ok(false);
+        }
+        offset += head.record;
+    }
+    Ok(true)
 }
 
 /// Sets the checksum of a whole block that is to have one.
@@ -357,22 +367,26 @@ impl Patch {
     }
 }
 
-/// The inode that "." or ".." of a directory's first block names, by where the format has them.
-pub fn dots(block: &[u8]) -> Option<[Found; 2]> {
-    let dot = |offset: usize, name: &[u8], previous| {
+/// Where the format has the entry ".." in a directory's first block; `None` if it is not there.
+pub fn dotdot(block: &[u8]) -> Option<Found> {
+    let head = |offset: usize, name: &[u8]| {
         let (head, rest) = RawEntry::ref_from_prefix(block.get(offset..)?).ok()?;
-        let is = usize::from(head.name_len) == name.len() && rest.starts_with(name);
-        is.then(|| Found { ino: head.inode.get(), offset, previous })
+        let named = usize::from(head.name_len) == name.len() && rest.starts_with(name);
+        named.then_some(head)
     };
-    let first = dot(0, b".", None)?;
-    let record = usize::from(RawEntry::ref_from_prefix(block).ok()?.0.rec_len.get());
-    Some([first, dot(record, b"..", Some(0))?])
+    let dot = head(0, b".")?;
+    let dotdot = head(DOTDOT, b"..")?;
+    let found = Found { ino: dotdot.inode.get(), offset: DOTDOT, previous: Some(0) };
+    (usize::from(dot.rec_len.get()) == DOTDOT).then_some(found)
 }
 
+/// Where the entry ".." begins.
+const DOTDOT: usize = SHORTEST;
+
 impl Found {
-    /// Whether the entry begins at this byte of its block.
-    pub fn is_at(&self, offset: usize) -> bool {
-        self.offset == offset
+    /// Whether the entry lies where ".." belongs in a directory's first block.
+    pub fn is_dotdot(&self) -> bool {
+        self.offset == DOTDOT && self.previous == Some(0)
     }
 }
 

@@ -120,8 +120,7 @@ pub fn index_linear(
 ) -> Result<Option<[Box<[u8]>; 2]>, String> {
     let entries = dirent::entries(block, rules.format)?;
     let [dot, dotdot, rest @ ..] = &entries[..] else { return Ok(None) };
-    let second_at = usize::from(block[4]) | usize::from(block[5]) << 8;
-    if dot.name != b"." || dotdot.name != b".." || second_at != ROOT_INFO / 2 {
+    if dot.name != b"." || dotdot.name != b".." || dirent::dotdot(block).is_none() {
         return Ok(None);
     }
     let mut root = vec![0; block.len()].into_boxed_slice();
