@@ -210,7 +210,7 @@ fn a_tree_grows_until_it_is_full() {
         let mut count = 0u32;
         while dir.insert(format!("{count:x}").as_bytes(), count + 11) {
             count += 1;
-            if count % 500 == 0 {
+            if count.is_multiple_of(500) {
                 dir.check();
             }
         }
@@ -226,7 +226,7 @@ fn a_tree_grows_until_it_is_full() {
 #[test]
 fn names_of_one_hash_fill_leaf_after_leaf() {
     let mut dir = Dir::new(256, format(true, false), true);
-    let name = |i: u32| format!("{}{i}", if i % 7 == 0 { 'b' } else { 'a' });
+    let name = |i: u32| format!("{}{i}", if i.is_multiple_of(7) { 'b' } else { 'a' });
     for i in 0..300 {
         assert!(dir.insert(name(i).as_bytes(), i + 11));
         dir.check();
