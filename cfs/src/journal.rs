@@ -67,7 +67,7 @@ pub trait CommitHook: Send + Sync {
 /// Dropped without [`Self::stop`] it leaves the volume as a crash would.
 pub struct Journal {
     shared: Arc<Shared>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
     /// Whether the volume's state was clean when it was opened.
     clean: bool,
 }
@@ -88,21 +88,35 @@ impl Journal {
             let feature = format!("block size {block_size}");
             return Err(Error::Refused { feature, hint: " for writing".into() });
         }
-        if !volume.source().is_writable() {
+        let source = volume.source();
+        if !source.is_writable() {
             return Err(Error::ReadOnly);
+        }
+        if source.write_unit() > block_size {
+            // A block could not be written without its neighbours.
+            let feature = format!("block size {block_size} on sectors of {}", source.write_unit());
+            return Err(Error::Refused { feature, hint: " for writing".into() });
         }
         let raw = mark::read(volume)?;
         let log = Log::open(volume, &raw)?;
         mark::opened(volume, options.mount_point.as_deref())?;
         let shared = Arc::new(Shared::new(volume.clone(), log));
-        let theirs = shared.clone();
-        let interval = options.commit_interval;
-        let thread = std::thread::Builder::new()
-            .name("journal".into())
-            .spawn(move || theirs.run(interval))
-            .map_err(Error::io("start the journal's thread"))?;
         let clean = raw.state.get() & STATE_CLEAN != 0;
-        Ok(Arc::new(Self { shared, thread: Mutex::new(Some(thread)), clean }))
+        let journal = Self { shared: shared.clone(), threads: Mutex::default(), clean };
+        let (interval, theirs) = (options.commit_interval, shared.clone());
+        journal.start("commit", move || theirs.run_commits(interval))?;
+        journal.start("checkpoint", move || {
+            if let Some(log) = &shared.log {
+                shared.run_checkpoints(log);
+            }
+        })?;
+        Ok(Arc::new(journal))
+    }
+
+    fn start(&self, name: &str, run: impl FnOnce() + Send + 'static) -> Result<()> {
+        let thread = std::thread::Builder::new().name(name.into()).spawn(run);
+        self.threads.lock().push(thread.map_err(Error::io("start a thread of the journal"))?);
+        Ok(())
     }
 
     /// Begins an operation that changes at most `credits` blocks. Waits while the running
@@ -173,7 +187,7 @@ impl Journal {
     /// When the journal was given up, or is by this; the volume is then as after a crash.
     pub fn stop(&self) -> Result<()> {
         let shared = &self.shared;
-        if !self.end_thread() {
+        if !self.end_threads() {
             return Ok(());
         }
         let done = shared.commit_all().and_then(|()| shared.checkpoint_all()).and_then(|()| {
@@ -192,19 +206,22 @@ impl Journal {
         done
     }
 
-    /// Returns whether this ended it.
-    fn end_thread(&self) -> bool {
-        let Some(thread) = self.thread.lock().take() else { return false };
+    /// Returns whether this was the first call.
+    fn end_threads(&self) -> bool {
+        let threads = std::mem::take(&mut *self.threads.lock());
         self.shared.state.lock().stopping = true;
-        self.shared.work.notify_all();
-        self.shared.changed.notify_all();
-        // A panic of the thread was reported when it happened.
-        thread.join().is_ok()
+        self.shared.wake_all();
+        let first = !threads.is_empty();
+        for thread in threads {
+            // A panic was reported when it happened.
+            let _ = thread.join();
+        }
+        first
     }
 }
 
 impl Drop for Journal {
     fn drop(&mut self) {
-        self.end_thread();
+        self.end_threads();
     }
 }

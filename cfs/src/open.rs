@@ -145,6 +145,10 @@ impl BlockSource for DeviceSource {
         Ok(proxydev::sync::write_at(&*self.device, &self.arena, offset, data)?)
     }
 
+    fn write_unit(&self) -> u32 {
+        self.device.info().block_size
+    }
+
     fn flush(&self) -> Result<()> {
         Ok(proxydev::sync::flush(&*self.device)?)
     }

@@ -7,5 +7,6 @@ pub mod fsdiff;
 pub mod guest;
 pub mod kernel;
 pub mod load;
+pub mod power;
 pub mod storm;
 pub mod uring;

@@ -30,6 +30,16 @@ pub trait BlockSource: Send + Sync {
     /// Puts `data` at `offset`; it is durable after the next [`Self::flush`].
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<()>;
 
+    /// Puts each piece of data at its offset, in any order; after an error any may be there.
+    fn write_many(&self, writes: &[(u64, &[u8])]) -> Result<()> {
+        writes.iter().try_for_each(|(offset, data)| self.write_at(*offset, data))
+    }
+
+    /// Bytes that the storage writes as a whole: who changes less writes the rest again.
+    fn write_unit(&self) -> u32 {
+        1
+    }
+
     /// Makes durable what was written.
     fn flush(&self) -> Result<()>;
 
@@ -55,6 +65,14 @@ impl<T: BlockSource + ?Sized> BlockSource for Arc<T> {
 
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
         (**self).write_at(offset, data)
+    }
+
+    fn write_many(&self, writes: &[(u64, &[u8])]) -> Result<()> {
+        (**self).write_many(writes)
+    }
+
+    fn write_unit(&self) -> u32 {
+        (**self).write_unit()
     }
 
     fn flush(&self) -> Result<()> {

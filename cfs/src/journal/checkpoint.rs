@@ -4,12 +4,14 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use parking_lot::MutexGuard;
+
 use super::format::Tid;
-use super::log::Tail;
+use super::log::{Log, Tail};
 use super::transaction::Shared;
-use crate::Result;
 use crate::engine::cache::{CachedBlock, Changes};
 use crate::id::Block;
+use crate::{Result, limits};
 
 /// Committed transactions that are still needed for a replay.
 pub(super) struct Pending {
@@ -39,7 +41,7 @@ impl Pending {
     fn oldest(&self, wanted: u32) -> Batch {
         let mut batch = Batch { transactions: 0, blocks: 0, versions: Vec::new() };
         for transaction in &self.transactions {
-            if batch.blocks >= wanted {
+            if batch.blocks >= wanted || batch.versions.len() >= MAX_BATCH {
                 break;
             }
             batch.transactions += 1;
@@ -101,28 +103,43 @@ impl Shared {
         drop(idle);
     }
 
-    pub(super) fn has_pending(&self) -> bool {
+    fn has_pending(&self) -> bool {
         !self.pending.lock().transactions.is_empty()
     }
 
-    /// Brings home enough for a quarter of the log to be free again.
-    pub(super) fn checkpoint_some(&self) -> Result<()> {
-        let wanted = self.log.as_ref().map_or(0, |log| log.blocks() / 4);
-        self.checkpoint(wanted)
+    /// What the thread does that brings versions home, until the journal stops.
+    pub(super) fn run_checkpoints(&self, log: &Log) {
+        let mut state = self.state.lock();
+        while !state.stopping && state.aborted.is_none() {
+            let dirty = self.volume.cache().dirty_blocks() << self.volume.superblock().block_bits;
+            let crowded = state.free < log.blocks() / 2 || dirty > limits::MAX_DIRTY;
+            // What is not committed yet cannot go home: whoever commits wakes this thread.
+            if (state.room_wanted || crowded) && self.has_pending() {
+                state.room_wanted = false;
+                MutexGuard::unlocked(&mut state, || {
+                    if let Err(error) = self.checkpoint(log, log.blocks() / 4) {
+                        self.abort(&error);
+                    }
+                });
+            } else {
+                self.crowded.wait(&mut state);
+            }
+        }
     }
 
     /// Brings home all that is committed.
     pub(super) fn checkpoint_all(&self) -> Result<()> {
+        let Some(log) = &self.log else { return Ok(()) };
         while self.has_pending() {
-            self.checkpoint(u32::MAX)?;
+            self.checkpoint(log, u32::MAX)?;
         }
         Ok(())
     }
 
     /// Brings home the oldest transactions that take `wanted` blocks of the log, or all.
-    fn checkpoint(&self, wanted: u32) -> Result<()> {
-        let Some(log) = &self.log else { return Ok(()) };
+    fn checkpoint(&self, log: &Log, wanted: u32) -> Result<()> {
         let alone = self.checkpointing.lock();
+        self.state.lock().check_io()?;
         let batch = self.pending.lock().oldest(wanted);
         if batch.transactions == 0 {
             return Ok(());
@@ -148,25 +165,28 @@ impl Shared {
         blocks: impl Iterator<Item = (Block, &'a [u8])>,
     ) -> Result<()> {
         let bits = self.volume.superblock().block_bits;
-        let (mut start, mut piece) = (0, Vec::new());
-        let write = |start: u64, piece: &[u8]| {
-            self.written.fetch_add(piece.len() as u64, Ordering::Relaxed);
-            self.volume.source().write_at(start, piece)
-        };
+        let mut pieces: Vec<(u64, Vec<u8>)> = Vec::new();
         for (home, bytes) in blocks {
             let place = home.0 << bits;
-            if start + piece.len() as u64 != place || piece.len() >= MAX_PIECE {
-                if !piece.is_empty() {
-                    write(start, &piece)?;
+            match pieces.last_mut() {
+                Some((start, piece))
+                    if *start + piece.len() as u64 == place && piece.len() < MAX_PIECE =>
+                {
+                    piece.extend_from_slice(bytes);
                 }
-                piece.clear();
-                start = place;
+                _ => pieces.push((place, bytes.to_vec())),
             }
-            piece.extend_from_slice(bytes);
         }
-        if piece.is_empty() { Ok(()) } else { write(start, &piece) }
+        let written: usize = pieces.iter().map(|(_, piece)| piece.len()).sum();
+        self.written.fetch_add(written as u64, Ordering::Relaxed);
+        let pieces: Vec<_> = pieces.iter().map(|(start, piece)| (*start, &piece[..])).collect();
+        self.volume.source().write_many(&pieces)
     }
 }
 
 /// Bytes that are written at once.
 const MAX_PIECE: usize = 1 << 20;
+
+/// Versions that are brought home between two moves of the log's tail: a transaction with
+/// revocations waits for those.
+const MAX_BATCH: usize = 1024;

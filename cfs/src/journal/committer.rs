@@ -1,6 +1,5 @@
 //! Commits, and the thread that makes them when nobody waits for one.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -10,7 +9,7 @@ use super::format::Tid;
 use super::handle::Handle;
 use super::transaction::{Shared, State};
 use crate::engine::cache::Changes;
-use crate::{Error, Result, limits};
+use crate::{Error, Result};
 
 impl Shared {
     /// Commits the running transaction: who calls this saw that nobody else does. After an error
@@ -49,7 +48,7 @@ impl Shared {
         }
         state.committing = false;
         self.changed.notify_all();
-        self.work.notify_one();
+        self.crowded.notify_one();
         done
     }
 
@@ -66,10 +65,12 @@ impl Shared {
     /// Makes a transaction durable: in the log or, where there is none, at home.
     fn write(&self, tid: Tid, changes: &Changes) -> Result<()> {
         let Some(log) = &self.log else {
+            let alone = self.checkpointing.lock();
             let blocks = changes.versions.iter();
             self.write_home(blocks.map(|(home, version)| (*home, &version.bytes[..])))?;
             self.volume.source().flush()?;
             changes.versions.iter().for_each(|(home, _)| self.volume.cache().clean(*home, tid));
+            drop(alone);
             return Ok(());
         };
         let writes: Vec<_> =
@@ -85,8 +86,8 @@ impl Shared {
         Ok(())
     }
 
-    /// What the journal's thread does until the journal stops.
-    pub(super) fn run(self: &Arc<Self>, interval: Duration) {
+    /// What the thread does that commits, until the journal stops.
+    pub(super) fn run_commits(&self, interval: Duration) {
         let mut state = self.state.lock();
         while !state.stopping && state.aborted.is_none() {
             let now = Instant::now();
@@ -98,24 +99,11 @@ impl Shared {
                     // The error is kept: the journal has been given up.
                     let _ = self.commit_running(&mut state);
                 }
-            } else if state.room_wanted || self.is_crowded(&state) {
-                state.room_wanted = false;
-                let done = MutexGuard::unlocked(&mut state, || self.checkpoint_some());
-                if let Err(error) = done {
-                    MutexGuard::unlocked(&mut state, || self.abort(&error));
-                }
             } else {
                 // Who joins a transaction first does not wake this thread: it looks often enough.
                 self.work.wait_until(&mut state, due.unwrap_or(now + interval));
             }
         }
-    }
-
-    /// Whether the log or memory fills up with versions that are not at home.
-    fn is_crowded(&self, state: &State) -> bool {
-        let Some(log) = &self.log else { return false };
-        let dirty = self.volume.cache().dirty_blocks() << self.volume.superblock().block_bits;
-        (state.free < log.blocks() / 2 || dirty > limits::MAX_DIRTY) && self.has_pending()
     }
 
     /// All transactions so far are durable.

@@ -151,6 +151,10 @@ impl<'a> Handle<'a> {
 
 impl Drop for Handle<'_> {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            let why = "an operation panicked between its changes";
+            self.shared.abort(&Error::corrupt("journal", why));
+        }
         if !self.last {
             self.shared.leave(self.used, self.credits);
         }

@@ -26,8 +26,10 @@ pub(super) struct Shared {
     idle: Condvar,
     /// Anything else that somebody may wait for.
     pub(super) changed: Condvar,
-    /// There is work for the journal's thread.
+    /// There is work for the thread that commits.
     pub(super) work: Condvar,
+    /// There is work for the thread that brings versions home.
+    pub(super) crowded: Condvar,
     pub(super) hooks: Mutex<Vec<Arc<dyn CommitHook>>>,
     pub(super) pending: Mutex<Pending>,
     /// Held while versions are written home.
@@ -46,8 +48,9 @@ pub(super) struct State {
     pub(super) committing: bool,
     /// Blocks of the log that no transaction takes.
     pub(super) free: u32,
-    /// The journal's thread is to commit the running transaction, or to make room in the log.
+    /// The running transaction is to be committed though nobody waits for that.
     pub(super) commit_wanted: bool,
+    /// Somebody waits for room in the log.
     pub(super) room_wanted: bool,
     pub(super) stopping: bool,
     pub(super) aborted: Option<Arc<str>>,
@@ -94,6 +97,7 @@ impl Shared {
             idle: Condvar::new(),
             changed: Condvar::new(),
             work: Condvar::new(),
+            crowded: Condvar::new(),
             hooks: Mutex::default(),
             pending: Mutex::new(Pending::new(first)),
             checkpointing: Mutex::default(),
@@ -117,10 +121,15 @@ impl Shared {
             if !state.running.locked {
                 match self.fits(&state, credits) {
                     Room::Enough => break,
-                    Room::Full => state.commit_wanted = true,
-                    Room::LogFull => state.room_wanted = true,
+                    Room::Full => {
+                        state.commit_wanted = true;
+                        self.work.notify_one();
+                    }
+                    Room::LogFull => {
+                        state.room_wanted = true;
+                        self.crowded.notify_one();
+                    }
                 }
-                self.work.notify_one();
             }
             self.changed.wait(&mut state);
         }
@@ -148,7 +157,9 @@ impl Shared {
     pub(super) fn extend(&self, credits: u32) -> Result<bool> {
         let mut state = self.state.lock();
         state.check()?;
-        let fits = matches!(self.fits(&state, credits), Room::Enough);
+        // Somebody waits for the handles of a locked transaction.
+        let locked = state.running.locked;
+        let fits = !locked && matches!(self.fits(&state, credits), Room::Enough);
         if fits {
             state.running.reserved += credits;
         }
@@ -174,17 +185,20 @@ impl Shared {
     }
 
     /// Waits until transaction `tid` is durable; commits it if nobody does.
-    pub(super) fn commit(&self, tid: Tid) -> Result<()> {
+    pub(super) fn commit(&self, mut tid: Tid) -> Result<()> {
         let mut state = self.state.lock();
+        if !state.running.tid.at_least(tid) {
+            return Err(Error::Invalid(format!("no transaction has the number {tid} yet")));
+        }
         loop {
             if state.committed.at_least(tid) {
                 return Ok(());
             }
             state.check_io()?;
-            if !state.running.tid.at_least(tid) || state.is_untouched(tid) {
-                return Ok(());
-            }
-            if state.committing {
+            if state.is_untouched(tid) {
+                // Nothing is in it; who asks wants what was done before.
+                tid = Tid(tid.0.wrapping_sub(1));
+            } else if state.committing {
                 self.changed.wait(&mut state);
             } else {
                 self.commit_running(&mut state)?;
@@ -221,14 +235,23 @@ impl Shared {
                 return;
             }
             state.aborted = Some(error.to_string().into());
-            self.changed.notify_all();
-            self.work.notify_all();
+            self.wake_all();
         }
+        // Nobody else writes the superblock home meanwhile.
+        let alone = self.checkpointing.lock();
         // The storage may be what failed: then there is nowhere to write it.
         let _ = mark::failed(&self.volume, error, self.written.load(Ordering::Relaxed));
         if let Some(log) = &self.log {
             let _ = log.set_errno(error.errno());
         }
+        drop(alone);
+    }
+
+    /// For who waits for something that may not come any more.
+    pub(super) fn wake_all(&self) {
+        self.changed.notify_all();
+        self.work.notify_all();
+        self.crowded.notify_all();
     }
 }
 

@@ -74,6 +74,15 @@ impl<S: BlockSource> BlockSource for Prompt<S> {
         self.0.write_at(offset, data)
     }
 
+    fn write_many(&self, writes: &[(u64, &[u8])]) -> Result<()> {
+        may_wait()?;
+        self.0.write_many(writes)
+    }
+
+    fn write_unit(&self) -> u32 {
+        self.0.write_unit()
+    }
+
     fn flush(&self) -> Result<()> {
         may_wait()?;
         self.0.flush()
