@@ -76,6 +76,13 @@ fn mix(key: u64) -> u64 {
     z ^ (z >> 31)
 }
 
+/// A 64-bit mix by one multiplication, both halves of whose product are used.
+#[inline(always)]
+fn fold(word: u64) -> u64 {
+    let product = u128::from(word ^ 0x9e37_79b9_7f4a_7c15) * 0xd6e8_feb8_6659_fd93;
+    product as u64 ^ (product >> 64) as u64
+}
+
 /// Maps 32 bits of a hash evenly to `0..count`.
 #[inline(always)]
 fn reduce(hash: u32, count: usize) -> usize {

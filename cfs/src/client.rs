@@ -74,7 +74,7 @@ impl Client {
             region: Arc::clone(region),
             object,
             connect,
-            view: ArcSwap::from_pointee(View::none()),
+            view: ArcSwap::from_pointee(View::none(region, object)),
             refreshing: Mutex::new(()),
         }))
     }
@@ -292,7 +292,7 @@ impl Client {
     #[inline(always)]
     fn cached<T>(&self, find: impl FnOnce(&View) -> Option<T>) -> Option<T> {
         let view = self.view.load();
-        if view.is_current(&self.region, self.object) {
+        if view.is_current() {
             return find(&view);
         }
         drop(view);
@@ -304,7 +304,7 @@ impl Client {
     fn refresh(&self, to_ask: bool) -> Result<Arc<View>> {
         let _one = self.refreshing.lock();
         let view = self.view.load_full();
-        if view.is_current(&self.region, self.object) && !(to_ask && view.is_cut_off()) {
+        if view.is_current() && !(to_ask && view.is_cut_off()) {
             return Ok(view);
         }
         let view = Arc::new(View::of(&self.region, self.object, &*self.connect)?);

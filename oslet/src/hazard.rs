@@ -48,20 +48,28 @@ impl Counter for AtomicU16 {
     }
 }
 
-/// Counts a pin at tick `clock` of the home. Returns how many there were before. The link must be
-/// looked at again behind this.
+/// Counts a pin at tick `clock` of the home. Returns whether there was room for it: if not, it is
+/// to be taken back at once. The link must be looked at again behind this.
 #[inline(always)]
-pub fn pin(counter: &impl Counter, clock: u16) -> u16 {
+pub fn pin(counter: &impl Counter, clock: u16) -> bool {
     // SYNC POINT: pin or reuse
     let before = counter.fetch_add(1, Ordering::SeqCst);
-    let age = (clock % CLOCK_TICKS).wrapping_sub(before >> PIN_BITS) % CLOCK_TICKS;
-    if age != 0 {
-        // Two threads at once may leave a wrong age, which only delays or hastens an eviction; the
-        // count below is never touched by multiples of its range.
-        counter.fetch_add(age << PIN_BITS, Ordering::Relaxed);
-    }
+    // Of a counter that was last used at this very tick the count alone is left.
+    let count = before ^ clock << PIN_BITS;
+    let room = count < MAX_PINS_PER_FRAME || date(counter, before, clock);
     fence_after_rmw();
-    before & PIN_MASK
+    room
+}
+
+/// Dates a counter that was another tick's. Returns whether there was room in it.
+#[cold]
+#[inline(never)]
+fn date(counter: &impl Counter, before: u16, clock: u16) -> bool {
+    let age = (clock % CLOCK_TICKS).wrapping_sub(before >> PIN_BITS) % CLOCK_TICKS;
+    // Two threads at once may leave a wrong age, which only delays or hastens an eviction; the
+    // count below is never touched by multiples of its range.
+    counter.fetch_add(age << PIN_BITS, Ordering::Relaxed);
+    before & PIN_MASK < MAX_PINS_PER_FRAME
 }
 
 /// Takes a pin back.
@@ -98,14 +106,27 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_full_counter_has_no_room_at_any_tick() {
+        for clock in 0..CLOCK_TICKS {
+            let full = MAX_PINS_PER_FRAME | 3 << PIN_BITS;
+            let counter = AtomicU16::new(full - 1);
+            assert!(pin(&counter, clock));
+            assert!(!pin(&counter, clock));
+            unpin(&counter);
+            assert_eq!((count(&counter), age(&counter, clock)), (MAX_PINS_PER_FRAME, 0));
+        }
+    }
+
+    #[test]
     fn ages_and_pins_do_not_touch_each_other() {
         let counter = AtomicU16::new(0);
         for clock in 0..100u16 {
-            assert_eq!(pin(&counter, clock), 0);
+            assert!(pin(&counter, clock));
             assert!(is_pinned(&counter));
             assert_eq!(age(&counter, clock), 0);
             assert_eq!(age(&counter, clock + 3), 3);
-            assert_eq!(pin(&counter, clock), 1);
+            assert!(pin(&counter, clock));
+            assert_eq!(count(&counter), 2);
             unpin(&counter);
             unpin(&counter);
             assert!(!is_pinned(&counter));

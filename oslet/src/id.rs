@@ -165,16 +165,22 @@ impl PageRef {
     /// segment are checked where it is used.
     #[inline(always)]
     pub const fn from_word(word: u64) -> Option<Self> {
-        let generation = Generation::new(word as u32);
-        if generation.0 == 0 {
-            return None;
-        }
+        let page = Self::named_by(word);
+        if page.generation.0 == 0 { None } else { Some(page) }
+    }
+
+    /// The frame that a word names, whether its generation is one that is handed out or not: for
+    /// words that have been looked at already.
+    #[inline(always)]
+    pub const fn named_by(word: u64) -> Self {
         let frame = (word >> Self::FRAME_SHIFT) & ((1 << limits::FRAME_BITS) - 1);
-        let index = (word >> Self::HOME_SHIFT) & ((1 << limits::PARTICIPANT_BITS) - 1);
-        match ParticipantId::from_index(index as usize) {
-            Some(home) => Some(Self { home, frame: FrameNo(frame as u32), generation }),
-            None => None,
-        }
+        let index = (word >> Self::HOME_SHIFT) as usize % limits::MAX_PARTICIPANTS;
+        // All that so many bits can say are participants.
+        let home = ParticipantId {
+            oslet: OsletId((index / limits::SLOTS_PER_OSLET) as u8),
+            slot: (index % limits::SLOTS_PER_OSLET) as u8,
+        };
+        Self { home, frame: FrameNo(frame as u32), generation: Generation::new(word as u32) }
     }
 }
 
@@ -186,7 +192,10 @@ mod tests {
     proptest! {
         #[test]
         fn a_page_reference_survives_its_word(word: u64) {
+            let named = PageRef::named_by(word);
+            prop_assert_eq!(named.to_word(), word & ((1 << PageRef::SPARE_SHIFT) - 1));
             if let Some(page) = PageRef::from_word(word) {
+                prop_assert_eq!(page, named);
                 prop_assert_eq!(page.to_word(), word & ((1 << PageRef::SPARE_SHIFT) - 1));
             } else {
                 prop_assert_eq!(word & ((1 << limits::GENERATION_BITS) - 1), 0);

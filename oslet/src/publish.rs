@@ -118,18 +118,17 @@ pub fn unlink(words: &impl WriteWords, slot: Slot) {
     words.store(slot.value, 0, Ordering::SeqCst);
 }
 
-/// The value under `key` in a slot, or `None`. What it names may be gone by the time it is used:
-/// pin, then ask [`still_linked`].
+/// The value of a slot whose key was seen to be the one that is looked for; zero for none. It may
+/// be another key's by now, and what it names may be gone: pin, then ask [`still_linked`].
 #[inline(always)]
-pub fn linked(words: &impl ReadWords, slot: Slot, key: u64) -> Option<u64> {
+pub fn linked(words: &impl ReadWords, slot: Slot) -> u64 {
     // SYNC POINT: page linked
-    let value = words.load(slot.value, Ordering::Acquire);
-    (value != 0 && words.load(slot.key, Ordering::Relaxed) == key).then_some(value)
+    words.load(slot.value, Ordering::Acquire)
 }
 
-/// Whether the slot still holds exactly that, behind a pin. Both words count: one frame may be
-/// linked under several keys (the page of zeros), and a slot may be refilled between the two loads
-/// of [`linked`].
+/// Whether the slot holds exactly that, behind a pin. Both words count: one frame may be linked
+/// under several keys (the page of zeros), and a slot may have been refilled between the look at
+/// its key and that at its value.
 #[inline(always)]
 pub fn still_linked(words: &impl ReadWords, slot: Slot, key: u64, value: u64) -> bool {
     // SYNC POINT: page linked

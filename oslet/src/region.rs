@@ -9,6 +9,7 @@
 
 mod backing;
 mod control;
+mod home;
 pub mod layout;
 mod map;
 mod pins;
@@ -23,8 +24,9 @@ use parking_lot::Mutex;
 
 pub use crate::member::word::{MemberState, Membership};
 pub use backing::{Backing, HUGE_PAGE};
-pub use control::{ClusterId, ControlPage, Ownership};
-pub use map::{Atom, Mapping, Paging, RawFrame, RawSlice, RawSliceMut, Ro, Rw};
+pub use control::{ClusterId, ControlPage, OwnerWord, Ownership};
+pub use home::Home;
+pub use map::{Atom, Few, Mapping, One, Paging, RawFrame, RawSlice, RawSliceMut, Ro, Rw};
 pub use pins::Pins;
 pub use segment::{OwnSegment, OwnedFrame, PeerSegment, SegmentSpec, Table};
 
@@ -215,8 +217,7 @@ impl Region {
     /// `still` re-reads what the reference was found in (a page index entry); together with the
     /// home's order - entry removed, fence, pins scanned - it guarantees that a pinned frame is
     /// not reused. Returns `None` if the reference is stale or names nothing, or the frame has as
-    /// many pins as it can have: [`Self::pin`] tells.
-    #[inline(always)]
+    /// many pins as it can have: [`Self::pin`] tells. Who pins often takes a [`Home`].
     pub fn pin_if(
         &self,
         page: PageRef,
@@ -229,12 +230,10 @@ impl Region {
         }
         let bytes = record.segment.frame_start(page.frame)?;
         let counter = record.pins.get(page.frame.0 as usize)?;
-        let before = hazard::pin(counter, record.segment.clock());
+        let room = hazard::pin(counter, record.segment.clock());
         // The guard's drop takes the pin back.
         let guard = PageGuard { bytes, counter, page: page.to_word() };
-        let good = before < hazard::MAX_PINS_PER_FRAME
-            && !record.forgotten.load(Ordering::Relaxed)
-            && still();
+        let good = room && !record.forgotten.load(Ordering::Relaxed) && still();
         good.then_some(guard)
     }
 
@@ -390,7 +389,7 @@ pub struct PageGuard<'r> {
 impl PageGuard<'_> {
     /// Which page.
     pub fn page_ref(&self) -> PageRef {
-        PageRef::from_word(self.page).unwrap_or_else(|| unreachable!("made of a reference"))
+        PageRef::named_by(self.page)
     }
 
     /// Its bytes, valid while the guard lives.

@@ -16,6 +16,40 @@ pub trait ReadWords {
         let same = |n: usize| self.load(base + n, Ordering::Relaxed) == value;
         (0..8).fold(0, |mask, n| mask | u32::from(same(n)) << (2 * n))
     }
+
+    /// The `N` words from `base` on, in bounds: of shared memory the bounds are looked at here and
+    /// not at each word.
+    #[inline(always)]
+    fn few<const N: usize>(&self, base: usize) -> impl ReadWords + Copy {
+        Part { words: self, base }
+    }
+
+    /// Says that word `index` will be loaded soon.
+    #[inline(always)]
+    fn will_load(&self, index: usize) {
+        let _ = index;
+    }
+}
+
+/// Some of a set of words.
+struct Part<'w, W: ?Sized> {
+    words: &'w W,
+    base: usize,
+}
+
+impl<W: ?Sized> Clone for Part<'_, W> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<W: ?Sized> Copy for Part<'_, W> {}
+
+impl<W: ReadWords + ?Sized> ReadWords for Part<'_, W> {
+    #[inline(always)]
+    fn load(&self, index: usize, order: Ordering) -> u64 {
+        self.words.load(self.base + index, order)
+    }
 }
 
 /// Words that this side may also store.
@@ -72,7 +106,7 @@ impl WriteWords for LocalWords {
 #[cfg(not(loom))]
 mod shared {
     use super::{Ordering, ReadWords, WriteWords};
-    use crate::region::{Ro, Rw};
+    use crate::region::{Few, Ro, Rw};
     use crate::sync::AtomicU64;
 
     impl ReadWords for Ro<AtomicU64> {
@@ -82,8 +116,25 @@ mod shared {
         }
 
         #[inline(always)]
+        fn few<const N: usize>(&self, base: usize) -> impl ReadWords + Copy {
+            Self::few::<N>(self, base)
+        }
+    }
+
+    impl<const N: usize> ReadWords for Few<'_, N> {
+        #[inline(always)]
+        fn load(&self, index: usize, order: Ordering) -> u64 {
+            Self::load(*self, index, order)
+        }
+
+        #[inline(always)]
         fn which(&self, base: usize, value: u64) -> u32 {
-            Self::which(self, base, value)
+            Self::which(*self, base, value)
+        }
+
+        #[inline(always)]
+        fn will_load(&self, index: usize) {
+            Self::will_load(*self, index);
         }
     }
 
@@ -91,6 +142,11 @@ mod shared {
         #[inline(always)]
         fn load(&self, index: usize, order: Ordering) -> u64 {
             Self::load(self, index, order)
+        }
+
+        #[inline(always)]
+        fn few<const N: usize>(&self, base: usize) -> impl ReadWords + Copy {
+            self.read_only().few::<N>(base)
         }
     }
 

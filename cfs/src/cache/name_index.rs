@@ -5,7 +5,7 @@ use oslet::publish;
 use oslet::sync::Ordering;
 use oslet::words::{ReadWords, WriteWords};
 
-use super::{mix, reduce};
+use super::{fold, mix, reduce};
 use crate::id::Ino;
 
 const WAYS: usize = 4;
@@ -49,13 +49,6 @@ impl<'n> Name<'n> {
     fn tag(&self) -> u64 {
         self.hash >> 32 | (self.bytes.len() as u64) << 32
     }
-}
-
-/// Mixes less than [`mix`], for steps in between: both halves of a product.
-#[inline(always)]
-fn fold(word: u64) -> u64 {
-    let product = u128::from(word ^ 0x9e37_79b9_7f4a_7c15) * 0xd6e8_feb8_6659_fd93;
-    product as u64 ^ (product >> 64) as u64
 }
 
 /// Up to eight bytes as a word, the first lowest, zero above the last.

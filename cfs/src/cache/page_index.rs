@@ -7,7 +7,7 @@ use oslet::publish::{self, Slot};
 use oslet::sync::Ordering;
 use oslet::words::{ReadWords, WriteWords};
 
-use super::{mix, reduce};
+use super::{fold, reduce};
 use crate::id::Ino;
 
 const SLOTS: usize = 8;
@@ -35,17 +35,33 @@ impl Key {
 
     #[inline(always)]
     fn hash(self) -> u64 {
-        mix(self.low ^ self.high.rotate_left(13))
+        fold(self.low ^ self.high)
     }
 }
 
-/// A link that was found; use it behind a pin only if [`PageIndex::still`] holds.
+/// A link that was found; use it behind a pin only if [`Found::still`] holds.
 #[derive(Clone, Copy, Debug)]
-pub struct Found {
-    /// What the page is in.
-    pub page: PageRef,
+pub struct Found<B> {
+    /// What the page is in, in the word of a reference.
+    pub word: u64,
+    /// Of the bucket.
     slot: Slot,
-    value: u64,
+    bucket: B,
+    key: Key,
+}
+
+impl<B: ReadWords> Found<B> {
+    /// What the page is in.
+    pub fn page(&self) -> PageRef {
+        PageRef::named_by(self.word)
+    }
+
+    /// Whether the link is there, behind a pin of its frame.
+    #[inline(always)]
+    pub fn still(&self) -> bool {
+        let value = self.word ^ self.key.high;
+        publish::still_linked(&self.bucket, self.slot, self.key.low, value)
+    }
 }
 
 /// The index over the words of a table, to read or, by its owner under a lock, to change.
@@ -72,37 +88,48 @@ impl<W: ReadWords> PageIndex<W> {
 
     /// The link under `key`.
     #[inline(always)]
-    pub fn find(&self, key: Key) -> Option<Found> {
+    pub fn find(&self, key: Key) -> Option<Found<impl ReadWords + Copy>> {
         let hash = key.hash();
-        // Not `or_else`, which the compiler may call: what it returns would go through memory.
-        match self.find_in(reduce(hash as u32, self.buckets), key) {
-            None => self.find_in(reduce((hash >> 32) as u32, self.buckets), key),
-            found => found,
+        let mut bucket = self.bucket(reduce(hash as u32, self.buckets));
+        let mut found = Self::find_in(bucket, key);
+        if found.0 == 0 {
+            let other = reduce((hash >> 32) as u32, self.buckets);
+            bucket = self.bucket(other);
+            found = self.find_there(other, key);
         }
+        let (word, at) = found;
+        (word != 0).then(|| Found { word, slot: slot(at % SLOTS), bucket, key })
     }
 
+    /// The word of the reference that a bucket links under `key`, zero for none, and its slot. Two
+    /// numbers, not an option of a structure: what is returned in memory is waited for.
     #[inline(always)]
-    fn find_in(&self, bucket: usize, key: Key) -> Option<Found> {
-        let first = bucket * BUCKET_WORDS;
-        let mut slots = self.words.which(first, key.low);
+    fn find_in(bucket: impl ReadWords + Copy, key: Key) -> (u64, usize) {
+        bucket.will_load(SLOTS);
+        let mut slots = bucket.which(0, key.low);
         // More than one may match: the slot of a link that is gone keeps its key.
         while slots != 0 {
-            let slot = slot(first + slots.trailing_zeros() as usize / 2);
-            if let Some(value) = publish::linked(&self.words, slot, key.low)
-                && value >> PageRef::SPARE_SHIFT == key.high >> PageRef::SPARE_SHIFT
-                && let Some(page) = PageRef::from_word(value)
-            {
-                return Some(Found { page, slot, value });
+            let at = slots.trailing_zeros() as usize / 2 % SLOTS;
+            let word = publish::linked(&bucket, slot(at)) ^ key.high;
+            // Without its spare bits a reference, or an empty slot.
+            if word >> PageRef::SPARE_SHIFT == 0 && word != 0 {
+                return (word, at);
             }
             slots &= slots - 1;
         }
-        None
+        (0, 0)
     }
 
-    /// Whether a link is still there, behind a pin of its frame.
+    /// As [`Self::find_in`], for the bucket that few keys are in.
+    #[cold]
+    #[inline(never)]
+    fn find_there(&self, bucket: usize, key: Key) -> (u64, usize) {
+        Self::find_in(self.bucket(bucket), key)
+    }
+
     #[inline(always)]
-    pub fn still(&self, key: Key, found: &Found) -> bool {
-        publish::still_linked(&self.words, found.slot, key.low, found.value)
+    fn bucket(&self, bucket: usize) -> impl ReadWords + Copy {
+        self.words.few::<BUCKET_WORDS>(bucket * BUCKET_WORDS)
     }
 }
 

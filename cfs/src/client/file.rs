@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use oslet::id::PageRef;
-use oslet::region::{PageGuard, RawSlice};
+use oslet::region::{PageGuard, RawSlice, Region};
 
 use super::Client;
 use super::view::View;
@@ -95,10 +95,10 @@ impl File {
     #[inline(always)]
     pub fn read_ref_of(&self, page: u64, end: u64) -> Result<Option<Page<'_>>> {
         let Some(key) = Key::new(self.ino, page) else { return Ok(None) };
-        match self.pin_cached(key) {
-            Some(guard) => Ok(Some(Page::Shared(guard))),
-            None => self.fetch(key, page, end.saturating_sub(page)),
+        if let Some(guard) = self.pin_here(key) {
+            return Ok(Some(Page::Shared(guard)));
         }
+        *self.miss(key, page, end.saturating_sub(page))
     }
 
     /// The page if it is cached: the owner is not asked.
@@ -122,49 +122,55 @@ impl File {
             let part = (len - done).min(PAGE as usize - within);
             let last = (offset + len as u64).div_ceil(PAGE);
             let key = Key::new(self.ino, at / PAGE).ok_or(Error::NoSuchOffset)?;
-            let page = match self.pin_cached(key) {
-                Some(guard) => Some(Page::Shared(guard)),
-                None => self.fetch(key, at / PAGE, last - at / PAGE)?,
-            };
-            let Some(page) = page else { break };
-            page.copy_to(within, &mut buf[done..done + part]);
+            let out = &mut buf[done..done + part];
+            match self.pin_here(key) {
+                Some(guard) => guard.bytes().copy_to(within, out),
+                None => match (*self.miss(key, at / PAGE, last - at / PAGE))? {
+                    Some(page) => page.copy_to(within, out),
+                    None => break,
+                },
+            }
             done += part;
         }
         Ok(done)
     }
 
+    /// The page if it is cached and the owner is who it was when the file was opened.
     #[inline(always)]
+    fn pin_here(&self, key: Key) -> Option<PageGuard<'_>> {
+        if self.view.is_current() { self.view.pin(key) } else { None }
+    }
+
+    /// The page if it is cached.
     fn pin_cached(&self, key: Key) -> Option<PageGuard<'_>> {
-        if self.view.is_current(&self.client.region, self.client.object) {
-            return self.pin_in(&self.view, key);
+        if self.view.is_current() {
+            return self.view.pin(key);
         }
-        self.pin_elsewhere(key)
+        let region: &Region = &self.client.region;
+        self.client.cached(|view| view.pin_in(region, key))
     }
 
-    #[inline(always)]
-    fn pin_in(&self, view: &View, key: Key) -> Option<PageGuard<'_>> {
-        let index = view.pages.as_ref()?;
-        let found = index.find(key)?;
-        self.client.region.pin_if(found.page, view.epoch, || index.still(key, &found))
-    }
-
-    /// Behind a change of owner.
+    /// As [`Self::fetch`], for a page that is not cached by who owned the volume at first. Boxed:
+    /// where both ways of getting a page meet, what is passed on then is in registers.
     #[cold]
-    fn pin_elsewhere(&self, key: Key) -> Option<PageGuard<'_>> {
-        self.client.cached(|view| self.pin_in(view, key))
+    #[inline(never)]
+    fn miss(&self, key: Key, page: u64, wanted: u64) -> Box<Result<Option<Page<'_>>>> {
+        Box::new(match self.pin_cached(key) {
+            Some(guard) => Ok(Some(Page::Shared(guard))),
+            None => self.fetch(key, page, wanted),
+        })
     }
 
     /// As [`Client::cached`].
     #[inline(always)]
     fn cached<T>(&self, find: impl FnOnce(&View) -> Option<T>) -> Option<T> {
-        if self.view.is_current(&self.client.region, self.client.object) {
+        if self.view.is_current() {
             return find(&self.view);
         }
         self.client.cached(find)
     }
 
     /// Asks the owner for a page (and some behind it that will be wanted).
-    #[cold]
     fn fetch(&self, key: Key, page: u64, wanted: u64) -> Result<Option<Page<'_>>> {
         for _ in 0..TRIES {
             let count = wanted.clamp(1, BATCH);

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use oslet::id::{Epoch, ParticipantId};
-use oslet::region::{Region, Ro};
+use oslet::region::{Home, OwnerWord, PageGuard, Region, Ro};
 use oslet::rpc::Channel;
 use oslet::sync::AtomicU64;
 
 use super::Connect;
-use crate::cache::{InodeTable, Name, NameIndex, PageIndex, kind};
+use crate::cache::{InodeTable, Key, Name, NameIndex, PageIndex, kind};
 use crate::owner::Owner;
 use crate::{Error, Result};
 
@@ -21,27 +21,38 @@ pub(super) enum Route {
 
 /// What one incarnation of one owner publishes.
 pub(super) struct View {
-    /// Whose it is, as [`oslet::region::ControlPage::owner_tag`] has it; zero for nobody.
+    /// Whose it is, as [`oslet::region::Ownership::tag`] has it; of nobody [`NOBODY`].
     owner: u64,
+    /// Whose the volume is now.
+    now: OwnerWord,
     /// The runtime that it is of, and the incarnation.
     pub(super) home: Option<ParticipantId>,
     pub(super) epoch: Epoch,
     pub(super) route: Route,
-    pub(super) pages: Option<PageIndex<Ro<AtomicU64>>>,
+    pages: Option<Pages>,
     pub(super) inodes: Option<InodeTable<Ro<AtomicU64>>>,
     short: Option<NameIndex<Ro<AtomicU64>>>,
     long: Option<NameIndex<Ro<AtomicU64>>>,
 }
 
+/// Pages that are cached, and the frames that they are in.
+struct Pages {
+    index: PageIndex<Ro<AtomicU64>>,
+    frames: Home,
+}
+
+/// No owner's tag.
+const NOBODY: u64 = u64::MAX;
+
 impl View {
     /// Before anybody is known to serve the volume.
-    pub(super) fn none() -> Self {
-        let (route, home) = (Route::Nowhere, None);
+    pub(super) fn none(region: &Region, object: u64) -> Self {
         Self {
-            owner: 0,
-            home,
+            owner: NOBODY,
+            now: region.control().owner_word(object as usize),
+            home: None,
             epoch: Epoch(0),
-            route,
+            route: Route::Nowhere,
             pages: None,
             inodes: None,
             short: None,
@@ -50,7 +61,7 @@ impl View {
     }
 
     /// Of the present owner, if it serves.
-    pub(super) fn of(region: &Region, object: u64, connect: &dyn Connect) -> Result<Self> {
+    pub(super) fn of(region: &Arc<Region>, object: u64, connect: &dyn Connect) -> Result<Self> {
         let nobody = |why: &str| Error::NoOwner(format!("volume {object}: {why}"));
         let ownership = region.control().owner(object as usize)?;
         let (oslet, epoch) = ownership.owner.ok_or_else(|| nobody("it has no owner"))?;
@@ -70,13 +81,16 @@ impl View {
             Some(owner) => Route::Local(owner),
             None => Route::Remote(connect.channel(oslet, epoch)?),
         };
+        // A table that is too small holds nothing: what is not found is asked for.
+        let index = PageIndex::new(pages.0, pages.1);
+        let pages = index.and_then(|index| Some(Pages { index, frames: region.home(who, epoch)? }));
         Ok(Self {
             owner: ownership.tag(),
+            now: region.control().owner_word(object as usize),
             home: Some(who),
             epoch,
             route,
-            // One that is too small holds nothing: what is not found is asked for.
-            pages: PageIndex::new(pages.0, pages.1),
+            pages,
             inodes: InodeTable::new(inodes.0, inodes.1),
             short: NameIndex::new(short.0, short.1, false),
             long: NameIndex::new(long.0, long.1, true),
@@ -85,8 +99,22 @@ impl View {
 
     /// Whether this still is the owner, and the way to it open.
     #[inline(always)]
-    pub(super) fn is_current(&self, region: &Region, object: u64) -> bool {
-        self.owner != 0 && region.control().owner_tag(object as usize) == self.owner
+    pub(super) fn is_current(&self) -> bool {
+        self.now.tag() == self.owner
+    }
+
+    /// The frame that a page is cached in, pinned.
+    #[inline(always)]
+    pub(super) fn pin(&self, key: Key) -> Option<PageGuard<'_>> {
+        let Pages { index, frames } = self.pages.as_ref()?;
+        let found = index.find(key)?;
+        frames.pin_if(found.word, || found.still())
+    }
+
+    /// As [`Self::pin`], for guards that outlive this view.
+    pub(super) fn pin_in<'r>(&self, region: &'r Region, key: Key) -> Option<PageGuard<'r>> {
+        let found = self.pages.as_ref()?.index.find(key)?;
+        region.pin_if(found.page(), self.epoch, || found.still())
     }
 
     /// Whether the owner can no longer be asked this way.

@@ -143,7 +143,7 @@ impl Owner {
     }
 
     fn find(&self, ino: Ino, page: u64) -> Option<PageRef> {
-        self.pages.lock().find(Key::new(ino, page)?).map(|found| found.page)
+        self.pages.lock().find(Key::new(ino, page)?).map(|found| found.page())
     }
 
     /// Reads the pages from `first` to before `end` that nobody else is reading, as far as they

@@ -53,7 +53,8 @@ fn a_pinned_frame_is_not_reused() {
                 }
             })
         };
-        if let Some(value) = linked(&slot, SLOT, KEY) {
+        let value = linked(&slot, SLOT);
+        if value != 0 {
             hazard::pin(&*pins, 0);
             if still_linked(&slot, SLOT, KEY, value) {
                 assert_eq!(frame.load(0, Ordering::Relaxed), 1, "refilled while pinned");

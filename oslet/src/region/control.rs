@@ -10,7 +10,7 @@ use rustix::fs::{FlockOperation, MemfdFlags, SealFlags};
 
 use super::Backing;
 use super::layout::{self, control};
-use super::map::{Mapping, Rw};
+use super::map::{Mapping, One, Rw};
 use crate::id::{Epoch, OsletId};
 use crate::member::word::Membership;
 use crate::sync::{AtomicU64, Ordering};
@@ -82,6 +82,19 @@ impl Ownership {
             peer: "control page".into(),
             what: format!("{word:#x} is no ownership"),
         })
+    }
+}
+
+/// The word that says who owns an object.
+#[derive(Debug)]
+pub struct OwnerWord(One);
+
+impl OwnerWord {
+    /// [`Ownership::tag`] of who owns it now.
+    #[inline(always)]
+    pub fn tag(&self) -> u64 {
+        // SYNC POINT: ownership
+        self.0.load(Ordering::SeqCst) & OWNER_TAG
     }
 }
 
@@ -245,14 +258,12 @@ impl ControlPage {
         Ownership::from_word(self.owners.load(object, Ordering::SeqCst))
     }
 
-    /// [`Ownership::tag`] of who owns object number `object` now.
+    /// The word of object number `object`, to look at it often.
     ///
     /// # Panics
     /// If `object` is not below [`limits::MAX_OWNED_OBJECTS`].
-    #[inline(always)]
-    pub fn owner_tag(&self, object: usize) -> u64 {
-        // SYNC POINT: ownership
-        self.owners.load(object, Ordering::SeqCst) & OWNER_TAG
+    pub fn owner_word(&self, object: usize) -> OwnerWord {
+        OwnerWord(self.owners.read_only().one(object))
     }
 
     /// Changes an ownership if it is still `current`; otherwise says what it is.

@@ -3,6 +3,7 @@ use std::sync::Arc;
 use super::*;
 use crate::arena::Arena;
 use crate::id::OsletId;
+use crate::sync::AtomicU64;
 
 fn runtime(index: usize) -> ParticipantId {
     ParticipantId::runtime(OsletId::new(index).unwrap())
@@ -90,6 +91,37 @@ fn a_reference_outside_the_segment_names_nothing() {
 }
 
 #[test]
+fn a_home_pins_its_own_frames_and_no_others() {
+    let (a, b) = pair(4);
+    let arena = Arena::new(&a);
+    let pages: Vec<_> = (0..4).map(|_| arena.alloc().unwrap().publish()).collect();
+    assert!(b.home(runtime(0), Epoch(2)).is_none() && b.home(runtime(7), Epoch(1)).is_none());
+    for home in [a.home(runtime(0), Epoch(1)).unwrap(), b.home(runtime(0), Epoch(1)).unwrap()] {
+        for page in &pages {
+            let guard = home.pin_if(page.to_word(), || true).unwrap();
+            assert_eq!(guard.page_ref(), *page);
+            assert_eq!(guard.bytes().as_ptr(), home_bytes(&home, *page));
+            assert_eq!(arena.ages(&[page.frame]), [None], "pinned");
+            drop(guard);
+            assert!(home.pin_if(page.to_word(), || false).is_none());
+            assert_ne!(arena.ages(&[page.frame]), [None], "the pin is taken back");
+        }
+        let last = pages[3].to_word();
+        let beyond = PageRef { frame: FrameNo(4), ..pages[3] }.to_word();
+        let other = PageRef { home: runtime(1), ..pages[0] }.to_word();
+        for word in [beyond, other, last | 1 << PageRef::SPARE_SHIFT, u64::MAX] {
+            assert!(home.pin_if(word, || unreachable!("nothing is pinned")).is_none(), "{word:#x}");
+        }
+        // A generation that is never handed out: a frame all the same, and no panic.
+        assert!(home.pin_if(last & !0xff_ffff, || true).unwrap().page_ref().frame.0 == 3);
+    }
+}
+
+fn home_bytes(home: &Home, page: PageRef) -> *mut u8 {
+    home.region().peek(page).unwrap().as_ptr()
+}
+
+#[test]
 fn pins_on_one_frame_are_bounded() {
     let (a, b) = pair(1);
     let page = Arena::new(&a).alloc().unwrap().publish();
@@ -122,7 +154,8 @@ fn a_new_incarnation_replaces_the_old_one() {
     let mut frame = Arena::new(&old).alloc().unwrap();
     frame.bytes().unwrap().fill().fill(7);
     let page = frame.publish();
-    let guard = b.pin(page).unwrap().unwrap();
+    let home = b.home(runtime(0), Epoch(1)).unwrap();
+    let guard = home.pin_if(page.to_word(), || true).unwrap();
     assert!(!b.forget(runtime(0), Epoch(1)).unwrap(), "a pinned segment is not forgotten");
 
     let new = join(&control, runtime(0), 2, 4);
@@ -136,6 +169,7 @@ fn a_new_incarnation_replaces_the_old_one() {
     assert_eq!(frame.publish(), page);
     assert!(b.pin_if(page, Epoch(1), || true).is_none());
     assert!(b.pin_from(page, of_old).unwrap().is_none());
+    assert!(home.pin_if(page.to_word(), || true).is_none(), "of the old incarnation");
     assert_eq!(b.pin_from(page, of_new).unwrap().unwrap().bytes().byte(0), Some(8));
     assert!(b.map(&old.own().reader().unwrap(), runtime(0), Epoch(1)).is_err());
     let at = guard.bytes();
@@ -267,10 +301,22 @@ fn words_of_a_line_are_compared_at_once() {
     for (n, value) in halves.into_iter().cycle().take(24).enumerate() {
         words.store(n, value, Ordering::Relaxed);
     }
-    let line = words.read_only();
+    let all = words.read_only();
+    let line = all.few::<24>(0);
     assert_eq!(line.which(8, halves[0]), 1 | 1 << 8, "bit 2 n for the n-th");
     assert_eq!(line.which(8, halves[1]), 1 << 2 | 1 << 10);
     assert_eq!(line.which(16, halves[3]), 1 << 6 | 1 << 14);
     assert_eq!(line.which(0, 0x4444_3333_2222_1111), 0);
-    assert!(std::panic::catch_unwind(|| line.which(17, 0)).is_err(), "out of bounds");
+    let eight = all.few::<8>(16);
+    assert_eq!((eight.which(0, halves[3]), eight.load(7, Ordering::Relaxed)), (0x4040, halves[3]));
+    let out_of_bounds: [fn(&Ro<AtomicU64>); 4] = [
+        |all| _ = all.few::<24>(0).which(17, 0),
+        |all| _ = all.few::<8>(0).load(8, Ordering::Relaxed),
+        |all| _ = all.few::<8>(17),
+        |all| _ = all.few::<8>(usize::MAX),
+    ];
+    for (n, access) in out_of_bounds.into_iter().enumerate() {
+        let all = std::panic::AssertUnwindSafe(all);
+        assert!(std::panic::catch_unwind(|| access(*all)).is_err(), "access {n}");
+    }
 }

@@ -25,6 +25,6 @@ fn all_pages_that_the_index_is_made_for_are_found() {
     assert!(moved > 0, "nothing had to make way: the test tests nothing");
     for n in 0..PAGES {
         let found = index.find(key(n)).unwrap_or_else(|| panic!("page {n} is lost"));
-        assert!(found.page == page(n) && index.still(key(n), &found), "page {n}");
+        assert!(found.page() == page(n) && found.still(), "page {n}");
     }
 }

@@ -7,7 +7,7 @@ use super::{Table, participant_word, pin_entry_word};
 use crate::id::{Epoch, FrameNo, Generation, ParticipantId};
 use crate::region::control::{ClusterId, check_version};
 use crate::region::layout::{self, segment as at};
-use crate::region::map::{Mapping, Paging, RawFrame, RawSlice, Ro};
+use crate::region::map::{Mapping, One, Paging, RawFrame, RawSlice, Ro};
 use crate::sync::{AtomicU16, AtomicU64, Ordering};
 use crate::{Error, Result, limits};
 
@@ -113,6 +113,11 @@ impl PeerSegment {
         self.words.load(at::CLOCK / 8, Ordering::Relaxed) as u16
     }
 
+    /// The word of [`Self::clock`], to look at it often.
+    pub(in crate::region) fn clock_word(&self) -> One {
+        self.words.one(at::CLOCK / 8)
+    }
+
     /// Words of the segment, to read; the place is checked against the segment's length.
     pub fn words(&self, offset: usize, count: usize) -> Result<Ro<AtomicU64>> {
         self.map.words(offset, count)
@@ -145,6 +150,11 @@ impl PeerSegment {
     pub(in crate::region) fn generation(&self, frame: FrameNo) -> Generation {
         // SYNC POINT: pin or reuse
         Generation::new(self.frame_table.load(frame.0 as usize, Ordering::SeqCst) as u32)
+    }
+
+    /// The bytes of all frames.
+    pub(in crate::region) fn frame_bytes(&self) -> RawSlice {
+        self.frames
     }
 
     /// The bytes of that frame; `None` beyond the last.

@@ -56,9 +56,11 @@ pub(super) fn side(
     Ok(if copied { by_copy(reading, walk) } else { by_reference(reading, walk) })
 }
 
-fn by_reference(reading: Reading, mut walk: Walk) -> Side {
+fn by_reference(reading: Reading, mut kept: Walk) -> Side {
     Side::batch(move |operations| {
         let Reading { file, .. } = { &reading };
+        // Of its own: what is noted in memory is stored before a pin is taken back, and waited for.
+        let mut walk = kept.clone();
         let started = Instant::now();
         for _ in 0..operations {
             let (page, word) = walk.step();
@@ -73,6 +75,7 @@ fn by_reference(reading: Reading, mut walk: Walk) -> Side {
         }
         let took = started.elapsed();
         walk.check()?;
+        kept = walk;
         Ok(took)
     })
 }
