@@ -99,7 +99,8 @@ impl Journal {
         }
         let raw = mark::read(volume)?;
         let log = Log::open(volume, &raw)?;
-        mark::opened(volume, options.mount_point.as_deref())?;
+        let failed = log.as_ref().is_some_and(|log| log.errno != 0);
+        mark::opened(volume, options.mount_point.as_deref(), failed)?;
         let shared = Arc::new(Shared::new(volume.clone(), log));
         let clean = raw.state.get() & STATE_CLEAN != 0;
         let journal = Self { shared: shared.clone(), threads: Mutex::default(), clean };
@@ -141,13 +142,26 @@ impl Journal {
         self.shared.commit(tid)
     }
 
+    /// Waits until a transaction is durable, and what was written beside it before this call.
+    ///
+    /// # Errors
+    /// As [`Self::commit`], or when the storage cannot be flushed.
+    pub fn sync(&self, tid: Tid) -> Result<()> {
+        // The flushes of a commit under way may be earlier than those writes.
+        let begins_now = self.running() == tid;
+        self.commit(tid)?;
+        if begins_now && self.committed().at_least(tid) {
+            return Ok(());
+        }
+        self.shared.volume.source().flush()
+    }
+
     /// Waits until all changes so far are durable, and what was written beside them.
     ///
     /// # Errors
-    /// As [`Self::commit`].
+    /// As [`Self::sync`].
     pub fn flush_all(&self) -> Result<()> {
-        self.shared.commit_all()?;
-        self.shared.volume.source().flush()
+        self.sync(self.running())
     }
 
     /// The transaction that handles join now.
@@ -190,16 +204,17 @@ impl Journal {
         if !self.end_threads() {
             return Ok(());
         }
-        let done = shared.commit_all().and_then(|()| shared.checkpoint_all()).and_then(|()| {
-            let state = shared.state.lock();
-            state.check_io()?;
-            let next = state.running.tid;
-            drop(state);
-            if let Some(log) = &shared.log {
-                log.clear(next)?;
-            }
-            mark::closed(&shared.volume, self.clean, shared.written.load(Ordering::Relaxed))
-        });
+        let done =
+            shared.commit(self.running()).and_then(|()| shared.checkpoint_all()).and_then(|()| {
+                let state = shared.state.lock();
+                state.check_io()?;
+                let next = state.running.tid;
+                drop(state);
+                if let Some(log) = &shared.log {
+                    log.clear(next)?;
+                }
+                mark::closed(&shared.volume, self.clean, shared.written.load(Ordering::Relaxed))
+            });
         if let Err(error) = &done {
             shared.abort(error);
         }

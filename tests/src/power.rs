@@ -6,13 +6,11 @@ use cfs::Result;
 use cfs::engine::store::{BlockSource, MemSource, Overlay};
 use proxydev::layer::{Change, Event, What};
 
-/// Bytes that a disk writes as a whole even when it loses power: the format's superblocks rely on
-/// so many.
-const ATOM: usize = 1024;
-
 /// Goes through a history, one write or flush after the other.
 pub struct Cuts {
     events: Vec<Event>,
+    /// Bytes that the disk writes as a whole even when it loses power.
+    atom: usize,
     durable: Arc<MemSource>,
     /// Changes before this event are durable.
     flushed: usize,
@@ -26,15 +24,15 @@ pub enum Kept {
     Whole,
     /// Nothing.
     Lost,
-    /// Those of its 1024 bytes of which the number's bit is set, round and round.
+    /// Those of its atoms of which the number's bit is set, round and round.
     Torn(u64),
 }
 
 impl Cuts {
-    /// A disk that held `base` before these events.
+    /// A disk that held `base` before these events, and writes `atom` bytes as a whole.
     #[must_use]
-    pub fn new(base: Vec<u8>, events: Vec<Event>) -> Self {
-        Self { events, durable: Arc::new(MemSource::new(base)), flushed: 0, at: 0 }
+    pub fn new(base: Vec<u8>, events: Vec<Event>, atom: usize) -> Self {
+        Self { events, atom, durable: Arc::new(MemSource::new(base)), flushed: 0, at: 0 }
     }
 
     /// Goes one event on. Returns how many have happened, or `None` at the end.
@@ -77,9 +75,9 @@ impl Cuts {
                 Kept::Whole => image.write_at(change.offset, data)?,
                 Kept::Lost => {}
                 Kept::Torn(bits) => {
-                    for (index, atom) in data.chunks(ATOM).enumerate() {
+                    for (index, atom) in data.chunks(self.atom).enumerate() {
                         if bits >> (index % 64) & 1 == 1 {
-                            image.write_at(change.offset + (index * ATOM) as u64, atom)?;
+                            image.write_at(change.offset + (index * self.atom) as u64, atom)?;
                         }
                     }
                 }

@@ -105,10 +105,4 @@ impl Shared {
             }
         }
     }
-
-    /// All transactions so far are durable.
-    pub(super) fn commit_all(&self) -> Result<()> {
-        let tid: Tid = self.state.lock().running.tid;
-        self.commit(tid)
-    }
 }

@@ -26,6 +26,8 @@ pub(super) struct Log {
     place: LogPlace,
     sb: Superblock,
     shape: Shape,
+    /// Why the journal was given up when it was used last; 0 for nothing.
+    pub(super) errno: i32,
     /// Where the next transaction begins. Changed by whoever commits.
     head: Mutex<u32>,
     /// What lies on disk, but for [`Front::stale`].
@@ -62,10 +64,6 @@ impl Log {
         if found.start != 0 {
             return Err(Error::NeedsRecovery);
         }
-        if found.raw.errno.get() != 0 {
-            let why = format!("was given up with error {}", found.raw.errno.get());
-            return Err(Error::corrupt("journal", why));
-        }
         if found.raw.header.kind.get() != BlockKind::SuperblockV2 as u32 {
             return Err(Error::Refused {
                 feature: "journal version 1".into(),
@@ -85,9 +83,10 @@ impl Log {
             );
             return Err(Error::Refused { feature: what, hint: hint.into() });
         }
+        let errno = found.raw.errno.get();
         let (shape, head) = (Shape::new(&sb), Mutex::new(sb.first));
         let front = Mutex::new(Front { raw: front, stale: true });
-        Ok(Some(Self { source, place, sb, shape, head, front }))
+        Ok(Some(Self { source, place, sb, shape, errno, head, front }))
     }
 
     /// Where the first transaction will be.
@@ -212,6 +211,8 @@ fn prepared(mut raw: RawSuperblock, volume: &Volume) -> RawSuperblock {
         raw.checksum_type = CHECKSUM_CRC32C;
     }
     (raw.compat, raw.incompat) = (U32::new(compat.bits()), U32::new(incompat.bits()));
+    // The volume's superblock says by then that there was an error.
+    raw.errno = I32::ZERO;
     raw.head = U32::ZERO;
     raw.checksum = if incompat.checksums() { U32::new(raw.compute_checksum()) } else { U32::ZERO };
     raw

@@ -36,8 +36,12 @@ fn update(volume: &Volume, change: impl FnOnce(&mut RawSuperblock)) -> Result<()
 }
 
 /// The volume is open for writing: its journal is needed or, without one, it is not clean.
-pub(super) fn opened(volume: &Volume, mount_point: Option<&str>) -> Result<()> {
+/// `failed` is whether the journal was given up when it was used last.
+pub(super) fn opened(volume: &Volume, mount_point: Option<&str>, failed: bool) -> Result<()> {
     update(volume, |raw| {
+        if failed {
+            raw.state = (raw.state.get() | STATE_ERRORS).into();
+        }
         if has_journal(raw) {
             raw.feature_incompat = (raw.feature_incompat.get() | Incompat::RECOVER.bits()).into();
         } else {

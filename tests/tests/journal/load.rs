@@ -1,32 +1,30 @@
-//! Power lost at every write and flush of a journal: what is replayed, by us, by the kernel and by
-//! e2fsck, is the volume as some transaction left it, and none is missing that was promised.
-
-#![forbid(unsafe_code)]
+//! Random transactions, and what the volume must hold after them.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
-use cfs::engine::store::layer::RecordSource;
+use anyhow::{Result, bail};
+use cfs::engine::store::layer::{FaultSource, RecordSource};
 use cfs::engine::store::{BlockSource, MemSource};
 use cfs::engine::{Options, Volume};
 use cfs::id::Block;
 use cfs::journal::format::{MAGIC, Tid};
 use cfs::journal::{Journal, JournalOptions};
-use proxydev::layer::Log;
-use tests::kernel::{LoopMount, arg, assert_clean, mke2fs};
-use tests::power::{Cuts, Kept};
+use proxydev::layer::{Log, Rules};
+use tests::kernel::mke2fs;
+
+/// Records what succeeds.
+pub(crate) type Storage = RecordSource<FaultSource<MemSource>>;
 
 /// How an image is made.
-struct Case {
-    name: &'static str,
-    megabytes: u64,
-    mke2fs: &'static [&'static str],
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
+    pub(crate) megabytes: u64,
+    pub(crate) mke2fs: &'static [&'static str],
 }
 
-const CASES: &[Case] = &[
+pub(crate) const CASES: &[Case] = &[
     Case {
         name: "ext4, 1 KiB",
         megabytes: 8,
@@ -61,51 +59,56 @@ const CASES: &[Case] = &[
 ];
 
 /// Numbers that follow from a seed.
-struct Random(u64);
+pub(crate) struct Random(pub u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         self.0
     }
 
-    fn below(&mut self, end: u64) -> u64 {
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
         self.next() % end
     }
 }
 
-fn full() -> bool {
+/// What the run's random numbers begin with: the variable `SEED`, if it is set.
+pub(crate) fn seed() -> u64 {
+    std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0x51ed)
+}
+
+pub(crate) fn full() -> bool {
     std::env::var_os("OSLET_FULL").is_some()
 }
 
 /// What a block holds.
 #[derive(Clone, PartialEq)]
-enum Contents {
+pub(crate) enum Contents {
     /// Metadata of a transaction.
     Journaled(Arc<[u8]>),
     /// Data written in place, durable from this event on.
     InPlace(Arc<[u8]>, usize),
 }
 
-type Model = BTreeMap<u64, Contents>;
+pub(crate) type Model = BTreeMap<u64, Contents>;
 
 /// What a volume must hold when its power is lost.
-struct History {
-    base: Vec<u8>,
-    storage: Arc<RecordSource<MemSource>>,
-    log: Arc<Log>,
-    block_size: usize,
+pub(crate) struct History {
+    pub(crate) base: Vec<u8>,
+    pub(crate) storage: Arc<Storage>,
+    pub(crate) log: Arc<Log>,
+    pub(crate) block_size: usize,
     /// The volume after each transaction.
-    boundaries: Vec<(Tid, Model)>,
+    pub(crate) boundaries: Vec<(Tid, Model)>,
     /// From which event on which transaction was durable.
     promises: Vec<(usize, Tid)>,
 }
 
 impl History {
     /// Where the volume stands in its history; an error if nowhere, or too far back.
-    fn boundary(&self, image: &dyn BlockSource, events: usize) -> Result<Tid> {
+    pub(crate) fn boundary(&self, image: &dyn BlockSource, events: usize) -> Result<Tid> {
         let promised = self.promises.iter().rfind(|(at, _)| *at <= events);
         let promised = promised.map_or(self.boundaries[0].0, |(_, tid)| *tid);
         let mut buffer = vec![0; self.block_size];
@@ -142,11 +145,29 @@ impl History {
     }
 }
 
+/// The bytes of an image that mke2fs makes.
+pub(crate) fn image(case: &Case) -> Result<Vec<u8>> {
+    let file = tempfile::NamedTempFile::new()?;
+    mke2fs(file.path(), case.megabytes, case.mke2fs)?;
+    Ok(std::fs::read(file.path())?)
+}
+
+/// A volume, and its journal with that commit interval.
+pub(crate) fn open(
+    storage: Arc<dyn BlockSource>,
+    commit_interval: Duration,
+) -> Result<(Arc<Volume>, Arc<Journal>)> {
+    let volume = Arc::new(Volume::open(storage, &Options::default())?);
+    let options = JournalOptions { commit_interval, ..JournalOptions::default() };
+    let journal = Journal::open(&volume, &options)?;
+    Ok((volume, journal))
+}
+
 /// A journal under a load of random transactions.
-struct Load {
+pub(crate) struct Load {
     volume: Arc<Volume>,
-    journal: Arc<Journal>,
-    history: History,
+    pub(crate) journal: Arc<Journal>,
+    pub(crate) history: History,
     model: Model,
     /// Freed since the last commit: not to be used before the next one.
     freed: Vec<u64>,
@@ -156,17 +177,11 @@ struct Load {
 }
 
 impl Load {
-    fn new(case: &Case, image: &Path, seed: u64) -> Result<Self> {
-        mke2fs(image, case.megabytes, case.mke2fs)?;
-        let (base, log) = (std::fs::read(image)?, Log::new());
-        let storage = Arc::new(RecordSource::new(MemSource::new(base.clone()), &log));
-        let volume = Volume::open(storage.clone(), &Options::default())?;
-        let volume = Arc::new(volume);
-        let options = JournalOptions {
-            commit_interval: Duration::from_secs(3600),
-            ..JournalOptions::default()
-        };
-        let journal = Journal::open(&volume, &options)?;
+    pub(crate) fn new(base: Vec<u8>, seed: u64, rules: &Arc<Rules>) -> Result<Self> {
+        let log = Log::new();
+        let faults = FaultSource::new(MemSource::new(base.clone()), rules);
+        let storage = Arc::new(RecordSource::new(faults, &log));
+        let (volume, journal) = open(storage.clone(), Duration::from_secs(3600))?;
         let superblock = volume.superblock();
         let end = superblock.blocks_count;
         let history = History {
@@ -264,7 +279,14 @@ impl Load {
         Ok(())
     }
 
-    fn run(mut self, commits: u64) -> Result<History> {
+    /// So many commits and a clean stop.
+    pub(crate) fn run(mut self, commits: u64) -> Result<History> {
+        self.go(commits)?;
+        drop(self.volume);
+        Ok(self.history)
+    }
+
+    pub(crate) fn go(&mut self, commits: u64) -> Result<()> {
         for round in 0..commits {
             for _ in 0..=self.random.below(3) {
                 let changes = 1 + self.random.below(8) as u32;
@@ -278,94 +300,6 @@ impl Load {
         self.journal.stop()?;
         let end = self.history.log.now();
         self.history.promises.push((end, self.journal.committed()));
-        drop(self.volume);
-        Ok(self.history)
+        Ok(())
     }
-}
-
-/// An image with what the power left of the writes that were not flushed.
-fn image(cuts: &Cuts, how: u64, random: &mut Random) -> Result<Arc<dyn BlockSource>> {
-    Ok(cuts.image(|| match (how, random.below(3)) {
-        (0, _) => Kept::Lost,
-        (1, _) => Kept::Whole,
-        (_, 0) => Kept::Lost,
-        (_, 1) => Kept::Whole,
-        (_, _) => Kept::Torn(random.next()),
-    })?)
-}
-
-fn bytes(image: &dyn BlockSource) -> Result<Vec<u8>> {
-    let mut bytes = vec![0; image.size() as usize];
-    image.read_at(0, &mut bytes)?;
-    Ok(bytes)
-}
-
-fn compare_with_others(dir: &Path, history: &History, cut: &[u8], events: usize) -> Result<()> {
-    let (kernels, fscks) = (dir.join("kernel.img"), dir.join("e2fsck.img"));
-    std::fs::write(&fscks, cut)?;
-    let output = std::process::Command::new("e2fsck").args(["-f", "-y", arg(&fscks)]).output()?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    ensure!(output.status.code().is_some_and(|code| code <= 1), "e2fsck: {text}");
-    ensure!(!text.contains("Fix?"), "e2fsck found more than a journal:\n{text}");
-    assert_clean(&fscks)?;
-    let memory = MemSource::new(std::fs::read(&fscks)?);
-    history.boundary(&memory, events).context("replayed by e2fsck")?;
-    if tests::kernel::missing().is_none() {
-        std::fs::write(&kernels, cut)?;
-        LoopMount::new(&kernels, &dir.join("mnt"), "")?.unmount()?;
-        assert_clean(&kernels)?;
-        let memory = MemSource::new(std::fs::read(&kernels)?);
-        history.boundary(&memory, events).context("replayed by the kernel")?;
-    }
-    Ok(())
-}
-
-fn try_case(case: &Case, seed: u64) -> Result<String> {
-    let dir = tempfile::tempdir()?;
-    let commits = if full() { 600 } else { 60 };
-    let history = Load::new(case, &dir.path().join("base.img"), seed)?.run(commits)?;
-    let mut cuts = Cuts::new(history.base.clone(), history.log.events());
-    let end = history.log.now();
-    let mut random = Random(seed ^ 0xfeed);
-    let (mut images, mut others, mut reached) = (0, 0, history.boundaries[0].0);
-    let step = end / if full() { 60 } else { 6 };
-    while let Some(events) = cuts.step()? {
-        let variants = if cuts.is_settled() { 1 } else { 4 };
-        for how in 0..variants {
-            let at = || format!("event {events} of {end}, way {how}");
-            let image = image(&cuts, how, &mut random).with_context(at)?;
-            let compare = how == 2 && others < images / step || events == end;
-            let before = if compare { Some(bytes(&*image)?) } else { None };
-            cfs::journal::recover(&image).with_context(at)?;
-            reached = history.boundary(&*image, events).with_context(at)?;
-            images += 1;
-            if let Some(before) = before {
-                others += 1;
-                let ours = dir.path().join("ours.img");
-                std::fs::write(&ours, bytes(&*image)?)?;
-                assert_clean(&ours).with_context(at)?;
-                compare_with_others(dir.path(), &history, &before, events).with_context(at)?;
-            }
-        }
-    }
-    let last = history.boundaries.last().map(|(tid, _)| *tid);
-    ensure!(Some(reached) == last, "the end is {reached}, not {last:?}");
-    let transactions = history.boundaries.len() - 1;
-    Ok(format!("{transactions} transactions, {images} images, {others} by others too"))
-}
-
-#[test]
-fn every_cut_is_a_transaction_boundary() {
-    let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0x51ed_u64);
-    let mut failed = 0;
-    for case in CASES {
-        match try_case(case, seed) {
-            Ok(counts) => println!("{}: {counts}", case.name),
-            Err(error) => {
-                println!("{} (SEED={seed}): {error:#}", case.name);
-                failed += 1;
-            }
-        }
-    }
-    assert_eq!(failed, 0, "{failed} of {} kinds of journal", CASES.len());
 }
