@@ -87,6 +87,16 @@ impl Volume {
         &self.source
     }
 
+    /// The descriptors as they were when the volume was opened; `None` for corrupt ones.
+    pub(crate) fn groups(&self) -> &[Option<Group>] {
+        &self.groups
+    }
+
+    /// Where the volume keeps its own structures.
+    pub(crate) fn zones(&self) -> &Zones {
+        &self.zones
+    }
+
     /// An inode that is in use and no internal one of the volume.
     pub fn inode(&self, ino: Ino) -> Result<Inode> {
         if !self.is_public(ino) {

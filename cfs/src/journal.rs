@@ -26,6 +26,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 pub use handle::Handle;
+pub(crate) use handle::is_held;
 pub use recover::{Report, recover, recover_at};
 
 use crate::disk::features::Access;

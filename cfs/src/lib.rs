@@ -1,6 +1,7 @@
 //! The filesystem: on-disk format, journal, cache, coherence and mounts.
 #![forbid(unsafe_code)]
 
+pub mod alloc;
 pub mod cache;
 mod caller;
 pub mod client;

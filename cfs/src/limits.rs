@@ -4,10 +4,6 @@
 pub const MIN_BLOCK_SIZE: u32 = 1024;
 /// The largest block of the format.
 pub const MAX_BLOCK_SIZE: u32 = 65536;
-/// The largest block of a volume that is written.
-pub const MAX_WRITTEN_BLOCK_SIZE: u32 = 4096;
-/// Bits of the bitmaps of volumes that are written.
-pub const MAX_BITMAP_BITS: u32 = 8 * MAX_WRITTEN_BLOCK_SIZE;
 /// The smallest inode of the format.
 pub const MIN_INODE_SIZE: u32 = 128;
 /// Bytes of a name.
@@ -28,6 +24,14 @@ pub const METADATA_CACHE: usize = 64 << 20;
 
 /// Bytes of the largest block of a volume that can be written.
 pub const MAX_WRITE_BLOCK: u32 = 4096;
+/// Bits of the bitmaps of volumes that can be written.
+pub const MAX_BITMAP_BITS: u32 = 8 * MAX_WRITE_BLOCK;
+/// Bitmaps that the allocator keeps in memory; more only while none of the others can be let go.
+pub const MAX_BITMAPS: u32 = 4096;
+/// Files that blocks are kept for as they grow.
+pub const MAX_WINDOWS: usize = 4096;
+/// Corrupt groups that are remembered until somebody asks for them.
+pub const MAX_PROBLEMS: usize = 64;
 /// Bytes of committed metadata blocks above which they are brought home although the log has room.
 pub const MAX_DIRTY: usize = METADATA_CACHE / 2;
 /// How long a change may wait for its commit by default.

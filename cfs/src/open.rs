@@ -153,6 +153,22 @@ impl BlockSource for DeviceSource {
         Ok(proxydev::sync::flush(&*self.device)?)
     }
 
+    fn can_discard(&self) -> bool {
+        self.device.info().discard
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> Result<()> {
+        // The device's whole blocks alone: what lies around them is in use.
+        let block = u64::from(self.device.info().block_size);
+        let end = (offset + len) / block * block;
+        let offset = offset.next_multiple_of(block);
+        if offset >= end {
+            return Ok(());
+        }
+        let operation = Operation::Discard { offset, len: end - offset };
+        Ok(proxydev::sync::execute(&*self.device, operation).map(drop)?)
+    }
+
     fn read_pages(&self, offset: u64, pages: usize) -> Result<Option<Vec<PageRef>>> {
         let len = pages * oslet::limits::FRAME_SIZE;
         let info = self.device.info();

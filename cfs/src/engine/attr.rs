@@ -107,11 +107,6 @@ impl Volume {
         let groups = || self.groups.iter().flatten();
         let free: u64 = groups().map(|group| u64::from(group.free_clusters)).sum();
         let free = (free * ratio).min(superblock.blocks_count);
-        let kept_back = if superblock.features.incompat.contains(Incompat::EXTENTS) {
-            (superblock.blocks_count / ratio / 50).min(RESERVED_CLUSTERS) * ratio
-        } else {
-            0
-        };
         let (low, high) = superblock.uuid.split_at(8);
         let word = |bytes: &[u8]| {
             bytes.first_chunk().map_or(0, |bytes: &[u8; 8]| u64::from_le_bytes(*bytes))
@@ -120,12 +115,25 @@ impl Volume {
             block_size: superblock.block_size,
             blocks: superblock.blocks_count.saturating_sub(self.overhead),
             free,
-            available: free.saturating_sub(superblock.reserved_blocks + kept_back),
+            available: free.saturating_sub(self.kept_from_users()),
             inodes: superblock.inodes_count.into(),
             free_inodes: groups().map(|group| u64::from(group.free_inodes)).sum(),
             name_max: 255,
             id: word(low) ^ word(high),
         }
+    }
+
+    /// Blocks that are kept for the maps of what was promised.
+    pub(crate) fn held_back(&self) -> u64 {
+        let ratio = u64::from(self.superblock.cluster_ratio);
+        (self.superblock.blocks_count / ratio / 50).min(RESERVED_CLUSTERS) * ratio
+    }
+
+    /// Free blocks that statfs(2) does not tell users of. Without extents the kernel keeps none
+    /// for maps.
+    pub(crate) fn kept_from_users(&self) -> u64 {
+        let extents = self.superblock.features.incompat.contains(Incompat::EXTENTS);
+        self.superblock.reserved_blocks + if extents { self.held_back() } else { 0 }
     }
 
     /// Blocks that no file can have: structures of the volume, and its journal.

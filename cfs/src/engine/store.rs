@@ -43,6 +43,16 @@ pub trait BlockSource: Send + Sync {
     /// Makes durable what was written.
     fn flush(&self) -> Result<()>;
 
+    /// Whether [`Self::discard`] does anything.
+    fn can_discard(&self) -> bool {
+        false
+    }
+
+    /// Says that nobody needs these bytes: they read as what they were or as zeros from now on.
+    fn discard(&self, _offset: u64, _len: u64) -> Result<()> {
+        Ok(())
+    }
+
     /// Reads whole pages straight into frames of the own segment, which the caller then retires;
     /// `None` where that is not possible and [`Self::read_at`] must do.
     fn read_pages(&self, _offset: u64, _pages: usize) -> Result<Option<Vec<PageRef>>> {
@@ -77,6 +87,14 @@ impl<T: BlockSource + ?Sized> BlockSource for Arc<T> {
 
     fn flush(&self) -> Result<()> {
         (**self).flush()
+    }
+
+    fn can_discard(&self) -> bool {
+        (**self).can_discard()
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> Result<()> {
+        (**self).discard(offset, len)
     }
 
     fn read_pages(&self, offset: u64, pages: usize) -> Result<Option<Vec<PageRef>>> {
@@ -125,6 +143,17 @@ impl BlockSource for MemSource {
     }
 
     fn flush(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn can_discard(&self) -> bool {
+        true
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> Result<()> {
+        let mut bytes = self.bytes.write();
+        let range = checked_range(offset, len as usize, bytes.len() as u64)?;
+        bytes[range].fill(0);
         Ok(())
     }
 }

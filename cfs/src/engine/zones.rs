@@ -52,6 +52,12 @@ impl Zones {
         self.ranges.get(next).is_none_or(|range| range.start >= end)
     }
 
+    /// The ranges that reach into these blocks.
+    pub(crate) fn within(&self, blocks: Range<u64>) -> impl Iterator<Item = &Range<u64>> {
+        let first = self.ranges.partition_point(|range| range.end <= blocks.start);
+        self.ranges[first..].iter().take_while(move |range| range.start < blocks.end)
+    }
+
     /// Iterates over the ranges.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Range<u64>> {
         self.ranges.iter()

@@ -1,5 +1,6 @@
 //! One operation's part of a transaction.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use super::format::Tid;
@@ -22,14 +23,25 @@ pub struct Handle<'a> {
     sync: bool,
 }
 
+thread_local! {
+    static HELD: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Whether this thread has a handle, and so must not wait for a commit.
+pub(crate) fn is_held() -> bool {
+    HELD.get() > 0
+}
+
 impl<'a> Handle<'a> {
     pub(super) fn begin(shared: &'a Shared, credits: u32) -> Result<Self> {
         let tid = shared.join(credits)?;
+        HELD.set(HELD.get() + 1);
         Ok(Self { shared, tid, credits, used: 0, last: false, sync: false })
     }
 
     /// For what is done when a transaction is locked.
     pub(super) fn last(shared: &'a Shared, tid: Tid) -> Self {
+        HELD.set(HELD.get() + 1);
         Self { shared, tid, credits: 0, used: 0, last: true, sync: false }
     }
 
@@ -151,6 +163,8 @@ impl<'a> Handle<'a> {
 
 impl Drop for Handle<'_> {
     fn drop(&mut self) {
+        // The thread that began it, unless it gave the handle away: then it waits for nothing.
+        HELD.set(HELD.get().saturating_sub(1));
         if std::thread::panicking() {
             let why = "an operation panicked between its changes";
             self.shared.abort(&Error::corrupt("journal", why));

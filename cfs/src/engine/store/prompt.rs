@@ -88,6 +88,15 @@ impl<S: BlockSource> BlockSource for Prompt<S> {
         self.0.flush()
     }
 
+    fn can_discard(&self) -> bool {
+        self.0.can_discard()
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> Result<()> {
+        may_wait()?;
+        self.0.discard(offset, len)
+    }
+
     fn read_pages(&self, offset: u64, pages: usize) -> Result<Option<Vec<PageRef>>> {
         may_wait()?;
         self.0.read_pages(offset, pages)
