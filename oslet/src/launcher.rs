@@ -28,7 +28,7 @@ use crate::wire::Message;
 use crate::{Error, Result};
 
 use child::{Child, State};
-pub use stop::{Stopped, stop};
+pub use stop::{Stopped, launcher, stop};
 
 /// What a cluster is to be.
 #[derive(Clone, Debug)]

@@ -26,6 +26,12 @@ fn listing(directory: &Path) -> serde_json::Value {
     serde_json::from_slice(&oslet(directory, &["ls", "--json"]).stdout).unwrap()
 }
 
+fn kill(pid: &serde_json::Value) {
+    let pid = pid.as_u64().and_then(|pid| i32::try_from(pid).ok());
+    let pid = rustix::process::Pid::from_raw(pid.unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+}
+
 /// Ends a cluster that a failed test has left.
 struct Down<'a>(&'a Path);
 
@@ -68,9 +74,7 @@ fn a_cluster_goes_up_survives_a_kill_and_goes_down() {
     assert!(text(&show).contains("control group"), "{}", text(&show));
     assert_eq!(text(&oslet(directory, &["run", "o1", "hostname"])), "o1\n");
 
-    let pid = rows[0]["pid"].as_u64().and_then(|pid| i32::try_from(pid).ok()).unwrap();
-    let pid = rustix::process::Pid::from_raw(pid).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    kill(&rows[0]["pid"]);
     let start = Instant::now();
     loop {
         let rows = listing(directory);
@@ -81,10 +85,32 @@ fn a_cluster_goes_up_survives_a_kill_and_goes_down() {
         std::thread::sleep(Duration::from_millis(20));
     }
     assert_eq!(text(&oslet(directory, &["run", "o0", "hostname"])), "o0\n");
+    without_launcher(directory);
 
     let down = oslet(directory, &["down", "--json"]);
     assert!(down.status.success() && text(&down).contains("\"stopped\""), "{}", text(&down));
     assert!(!directory.join("a run").exists());
     let groups = format!("/sys/fs/cgroup/cpuset/oslet/test{}", std::process::id());
     assert!(!Path::new(&groups).exists());
+}
+
+/// The launcher dies: nobody is harmed, and who looks is told.
+fn without_launcher(directory: &Path) {
+    let tells = |command: &[&str]| {
+        let output = oslet(directory, command);
+        assert!(output.status.success(), "{}", text(&output));
+        text(&output).contains("has ended: who dies is not started again")
+    };
+    let launcher = listing(directory)[1]["launcher"].clone();
+    assert!(!tells(&["ls"]) && !tells(&["show", "o1"]));
+    kill(&launcher);
+    let start = Instant::now();
+    while !listing(directory)[1]["launcher"].is_null() {
+        assert!(start.elapsed() < Duration::from_secs(10), "it is dead and shown");
+    }
+    assert!(tells(&["ls"]) && tells(&["show", "o1"]));
+    let show = oslet(directory, &["show", "o1", "--json"]).stdout;
+    let show: serde_json::Value = serde_json::from_slice(&show).unwrap();
+    assert!(show["launcher"].is_null() && show["state"] == "alive", "{show}");
+    assert_eq!(text(&oslet(directory, &["run", "o1", "hostname"])), "o1\n");
 }

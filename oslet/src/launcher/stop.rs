@@ -60,8 +60,11 @@ pub fn stop(directory: &Path, cluster: &str) -> Result<Stopped> {
     })
 }
 
-/// The launcher, if it lives.
-fn launcher(directory: &Path) -> Result<Option<ProcessId>> {
+/// The launcher of the cluster whose runtime files are there, if it lives.
+///
+/// # Errors
+/// When that process cannot be looked at.
+pub fn launcher(directory: &Path) -> Result<Option<ProcessId>> {
     let path = directory.join(LAUNCHER);
     let Ok(text) = fs::read(&path) else { return Ok(None) };
     let Ok(id) = serde_json::from_slice::<ProcessId>(&text) else { return Ok(None) };

@@ -52,7 +52,13 @@ pub(super) struct Row {
     pub(super) volumes: Option<u32>,
     pub(super) devices: Option<u32>,
     pub(super) clients: Option<u32>,
+    /// The process that starts it again; none when that has ended.
+    pub(super) launcher: Option<u32>,
 }
+
+/// What a cluster without a launcher lacks.
+pub(super) const LAUNCHER_ENDED: &str =
+    "has ended: who dies is not started again; oslet down still stops the cluster";
 
 pub(crate) fn run(args: LsArgs, global: &Global) -> anyhow::Result<ExitCode> {
     let directory = global.running();
@@ -65,7 +71,11 @@ pub(crate) fn run(args: LsArgs, global: &Global) -> anyhow::Result<ExitCode> {
             let heads =
                 ["NAME", "STATE", "EPOCH", "PID", "CPUS", "NODES", "MEMORY", "VOLUMES", "DEVICES"];
             let lines: Vec<Vec<String>> = rows.iter().map(cells).collect();
-            output::text(&output::table(&heads, &lines))?;
+            let mut text = output::table(&heads, &lines);
+            if rows.iter().all(|row| row.launcher.is_none()) {
+                text.push_str(&format!("The launcher {LAUNCHER_ENDED}.\n"));
+            }
+            output::text(&text)?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -153,6 +163,7 @@ pub(super) fn gather(
     let Some(view) = answers.iter().flatten().next().map(|status| status.members.clone()) else {
         return Ok(None);
     };
+    let launcher = launcher::launcher(directory)?.map(|process| process.pid);
     let row = |(index, oslet): (usize, &oslet::plan::OsletPlan)| {
         let answer = answers.get(index).and_then(Option::as_ref);
         let (epoch, state) = view.get(index).copied().unwrap_or_default();
@@ -176,6 +187,7 @@ pub(super) fn gather(
             volumes: answer.map(|status| status.volumes),
             devices: answer.map(|status| status.devices),
             clients: answer.map(|status| status.clients),
+            launcher,
         }
     };
     let rows = plan.oslets.iter().enumerate().map(row).collect();

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use oslet::config::show_size;
 
-use super::ls::{gather, not_running};
+use super::ls::{LAUNCHER_ENDED, gather, not_running};
 use crate::args::Global;
 use crate::output;
 
@@ -59,6 +59,9 @@ pub(crate) fn run(args: ShowArgs, global: &Global) -> anyhow::Result<ExitCode> {
             };
             lines.push(vec![name.replace('_', " "), text]);
         }
+    }
+    if rows[index].launcher.is_none() {
+        lines.push(vec!["launcher".into(), LAUNCHER_ENDED.into()]);
     }
     lines.extend(details.into_iter().map(|line| vec![line.name, line.value]));
     let log = directory.join(&args.name).join("log");
