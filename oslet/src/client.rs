@@ -35,6 +35,9 @@ const CHANNEL_SPACE: usize = 2 * (96 << 10);
 /// A place among an OSlet's native clients. Dropping it gives the place back; a process that keeps
 /// the region beyond that keeps the place until it ends.
 ///
+/// A child of `fork` has no part in this: the parent's segment is not mapped there, and using the
+/// handle, or what was got through it, ends the child with SIGSEGV.
+///
 /// ```no_run
 /// # fn main() -> oslet::Result<()> {
 /// let client = oslet::client::join("/run/oslet/main".as_ref(), "o1")?;

@@ -13,7 +13,7 @@ use crate::owner::Owner;
 
 /// A volume of a running cluster, for a process that joins as a native client of an OSlet: the
 /// cluster's runtime files are in `directory`, volumes are numbered in the order of the
-/// configuration.
+/// configuration. A child of `fork` must not use the parent's: see [`oslet::client::ClientHandle`].
 ///
 /// ```no_run
 /// # fn main() -> cfs::Result<()> {

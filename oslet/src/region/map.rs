@@ -27,7 +27,8 @@ pub struct Paging {
     pub prefault: bool,
 }
 
-/// A shared mapping of a file, read-write for the owner and read-only for all others.
+/// A shared mapping of a file, read-write for the owner and read-only for all others. A child that
+/// the owner forks has nothing at these addresses.
 #[derive(Debug)]
 pub struct Mapping {
     start: NonNull<u8>,
@@ -66,7 +67,12 @@ impl Mapping {
             .map_err(|e| failed()(e.into()))?;
         let start = NonNull::new(start)
             .ok_or_else(|| Error::Invalid(format!("{what}: mapped at address zero")))?;
-        Ok(Self { start, len, reserved, writable, what: what.to_owned() })
+        let mapping = Self { start, len, reserved, writable, what: what.to_owned() };
+        if writable {
+            // A child of this process is another one, and must not write as this one (R1).
+            mapping.advise(Advice::LinuxDontFork).map_err(|e| failed()(e.into()))?;
+        }
+        Ok(mapping)
     }
 
     /// Bytes mapped.
