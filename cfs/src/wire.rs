@@ -93,3 +93,28 @@ pub fn kind_bits(kind: crate::disk::inode::Kind) -> u8 {
         Kind::Socket => 0xc,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use oslet::region::layout::LAYOUT_VERSION;
+    use oslet::rpc::encode;
+    use oslet::rpc::golden::Golden;
+
+    use super::*;
+
+    #[test]
+    fn requests_are_as_recorded() {
+        let entry = || Entry { ino: 1, kind: 2, next: 3, name: vec![4, 5] };
+        let mut words = [0; crate::cache::RECORD_VALUES];
+        words.iter_mut().zip(1..).for_each(|(word, value)| *word = value);
+        let mut golden = Golden::new(LAYOUT_VERSION, &[include_str!("wire.rs")]);
+        golden.body("Record", &encode(&Record { words }).unwrap());
+        golden.body("Pages", &encode(&Pages { refs: vec![1, 2] }).unwrap());
+        golden.body("Entry", &encode(&entry()).unwrap());
+        let listing = Listing { entries: vec![entry()], end: true };
+        golden.body("Listing", &encode(&listing).unwrap());
+        let statfs = StatFsBody { words: [1, 2, 3, 4, 5, 6, 7, 8] };
+        golden.body("StatFsBody", &encode(&statfs).unwrap());
+        golden.check("cfs/testdata/wire.txt", include_str!("../testdata/wire.txt"));
+    }
+}

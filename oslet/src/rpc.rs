@@ -5,6 +5,7 @@
 //! the reply, at its time limit, or when membership says that the peer is gone.
 
 mod channel;
+pub mod golden;
 mod server;
 
 use rkyv::api::high::HighValidator;

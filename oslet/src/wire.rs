@@ -277,8 +277,10 @@ impl Message {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
+    use crate::rpc::golden::Golden;
 
     fn status() -> Message {
         Message::Status(Status {
@@ -301,6 +303,60 @@ mod tests {
         let long = Message::Refused { why: "x".repeat(limits::MAX_MESSAGE) };
         assert!(long.encode().is_err());
         assert!(Message::decode(&[], "test").is_err());
+    }
+
+    fn process() -> Process {
+        Process { pid: 1, start_time: 2 }
+    }
+
+    /// One of each, every field a value of its own.
+    fn examples() -> Vec<Message> {
+        let who = Who { index: 1, epoch: 2 };
+        let offer = ChannelOffer { requests: 1, replies_head: 2, replies_park: 3 };
+        let answer = ChannelAnswer { replies: 1, requests_head: 2, requests_park: 3 };
+        vec![
+            Message::Hello { protocol: 1, cluster: [2, 3], who, process: process() },
+            Message::Mapped,
+            Message::Changed,
+            Message::Resources { fuse: vec![1, 2], kill: true, files: 3 },
+            Message::Announce { who, process: Some(process()) },
+            Message::Orphan { who },
+            Message::Forget { who },
+            Message::Announced { who },
+            Message::Retract { who },
+            Message::OverQuota { who, frames: 3 },
+            Message::Enter { protocol: 1 },
+            Message::Slot { who, names: vec!["o0".into(), "o1".into()], frames: 3 },
+            Message::Segment,
+            Message::Admit,
+            Message::Reach { number: 3, to: who, offer },
+            Message::LetGo { frames: 1 },
+            Message::Offer { number: 3, who, offer },
+            Message::Answer { number: 3, answer: Some(answer) },
+            Message::Ask { protocol: 1, details: true },
+            status(),
+            Message::Stop { cluster: true },
+            Message::Start { spec: "{}".into() },
+            Message::Ready { epoch: 1, notes: vec!["a note".into()] },
+            Message::Refused { why: "a reason".into() },
+        ]
+    }
+
+    #[test]
+    fn messages_are_as_recorded() {
+        let encode = |message: &Message| message.encode().unwrap();
+        let sources = [include_str!("wire.rs"), include_str!("rpc.rs")];
+        let mut golden = Golden::new(PROTOCOL, &sources);
+        for message in examples() {
+            let shown = format!("{message:?}");
+            let name = shown.split(|letter: char| !letter.is_alphanumeric()).next();
+            golden.body(&format!("Message::{}", name.unwrap()), &encode(&message));
+        }
+        // Parts of messages, by the messages that have them.
+        for part in ["Who", "Process", "Detail", "Status", "ChannelOffer", "ChannelAnswer"] {
+            golden.part(part);
+        }
+        golden.check("oslet/testdata/wire.txt", include_str!("../testdata/wire.txt"));
     }
 
     proptest! {

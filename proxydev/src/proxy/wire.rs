@@ -179,6 +179,8 @@ pub(super) fn corrupt(peer: &str, what: String) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use oslet::region::layout::LAYOUT_VERSION;
+    use oslet::rpc::golden::Golden;
     use proptest::prelude::*;
 
     use super::*;
@@ -240,6 +242,27 @@ mod tests {
         ] {
             assert!(sent(&bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn requests_are_as_recorded() {
+        let mut golden = Golden::new(LAYOUT_VERSION, &[include_str!("wire.rs")]);
+        let slices = [(1, 2, 3), (4, 5, 6)].map(|(page, offset, len)| {
+            Slice::new(PageRef::from_word(page).unwrap(), offset, len).unwrap()
+        });
+        golden.body("WireSlice", &encode_slices(&slices).unwrap());
+        golden.body("loans", &encode_loans(&[1, 2]).unwrap());
+        let info = DeviceInfo {
+            size: 1,
+            block_size: 2,
+            optimal_size: 3,
+            memory_alignment: 4,
+            max_transfer: 5,
+            read_only: true,
+            discard: false,
+        };
+        golden.body("WireInfo", &encode_info(&info).unwrap());
+        golden.check("proxydev/testdata/wire.txt", include_str!("../../testdata/wire.txt"));
     }
 
     #[test]
