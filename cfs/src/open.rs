@@ -9,9 +9,11 @@ use proxydev::backend::engine::Engine;
 use proxydev::backend::file::{FileDevice, FileOptions};
 use proxydev::device::{BlockDevice, Operation};
 
+use crate::disk::inode::Kind;
 use crate::engine::store::{BlockSource, Overlay};
 use crate::engine::{Options, Volume, read_superblock};
 use crate::guard::{self, Claim};
+use crate::id::Ino;
 use crate::journal::{self, Report};
 use crate::{Error, Result, mmp};
 
@@ -79,6 +81,7 @@ impl Image {
             if options.read_only { Arc::new(Overlay::new(disk)) } else { disk };
         let report = journal::recover(&disk).map_err(named)?;
         let volume = Volume::open(disk, &Options::default()).map_err(named)?;
+        check_root(&volume).map_err(named)?;
         Ok(Self { device, volume: Some(volume), report, held, claim })
     }
 
@@ -112,6 +115,18 @@ impl Image {
             Some(held) => held.release(),
             None => Ok(()),
         }
+    }
+}
+
+/// Without a root nothing of a volume can be reached.
+fn check_root(volume: &Volume) -> Result<()> {
+    let root = volume.inode(Ino::ROOT).map_err(|error| match error {
+        Error::Stale(what) => Error::corrupt(what, "the root directory is not in use"),
+        other => other,
+    })?;
+    match root.kind {
+        Kind::Directory => Ok(()),
+        _ => Err(Error::corrupt(Ino::ROOT, "the root is no directory")),
     }
 }
 

@@ -59,7 +59,7 @@ fn refused(cluster: &Cluster, output: &Output, words: &[&str]) -> Result<()> {
     let text = said(output);
     ensure!(output.status.code() == Some(2), "{words:?}: {text}");
     let errors = String::from_utf8_lossy(&output.stderr);
-    let line = text.lines().rev().find(|line| words.iter().all(|word| line.contains(word)));
+    let line = errors.lines().rev().find(|line| words.iter().all(|word| line.contains(word)));
     ensure!(line.is_some(), "no line with {words:?}: {text}");
     ensure!(!text.contains("panicked") && !errors.contains("RUST_BACKTRACE"), "{text}");
     cluster.assert_gone(&[]).with_context(|| text)
@@ -99,6 +99,10 @@ fn images(cluster: &Cluster) -> Result<Vec<(&'static str, Vec<&'static str>)>> {
     fs::write(cluster.path("short.img"), "short")?;
     copy("truncated.img")?.set_len(10 << 20)?;
     copy("corrupt.img")?.write_all_at(&[0xff; 4], 1024 + 24)?;
+    // The first group's descriptor, for blocks of 1 KiB and of 4 KiB.
+    let rootless = copy("rootless.img")?;
+    rootless.write_all_at(&[0xff; 64], 2048)?;
+    rootless.write_all_at(&[0xff; 64], 4096)?;
     copy("feature.img")?.write_all_at(&[0xff; 4], 1024 + 96)?;
     fs::create_dir(cluster.path("directory.img"))?;
     Ok(vec![
@@ -108,6 +112,7 @@ fn images(cluster: &Cluster) -> Result<Vec<(&'static str, Vec<&'static str>)>> {
         ("short.img", vec![]),
         ("truncated.img", vec!["truncated", "33554432", "10485760"]),
         ("corrupt.img", vec!["superblock"]),
+        ("rootless.img", vec!["descriptor of group 0"]),
         ("feature.img", vec![]),
         ("directory.img", vec!["a directory"]),
     ])

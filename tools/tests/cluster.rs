@@ -56,20 +56,29 @@ fn a_cluster_goes_up_survives_a_kill_and_goes_down() {
          [[oslet]]\nname = \"o1\"\n",
     )
     .unwrap();
-    for command in [&["ls"][..], &["down"], &["show", "o0"]] {
+    for command in [&["ls"][..], &["down"], &["show", "o0"], &["ps"], &["ps", "o0"]] {
         assert_eq!(oslet(directory, command).status.code(), Some(1), "{command:?}");
+    }
+    for (command, json) in [("ls", "[]\n"), ("ps", "[]\n"), ("show", "null\n")] {
+        let name = if command == "show" { &["o0"][..] } else { &[] };
+        let output = oslet(directory, &[&[command, "--json"], name].concat());
+        assert_eq!(String::from_utf8_lossy(&output.stdout), json, "{command}");
+        assert!(text(&output).contains("no cluster runs there"), "{command}");
     }
     let up = oslet(directory, &["up", "-d"]);
     assert!(up.status.success(), "{}", text(&up));
     let refused = oslet(directory, &["up", "-d"]);
     assert_eq!(refused.status.code(), Some(2));
-    assert!(text(&refused).contains("runs already"), "{}", text(&refused));
+    let why = String::from_utf8_lossy(&refused.stderr);
+    assert!(why.contains("runs already") && refused.stdout.is_empty(), "{}", text(&refused));
 
     let rows = listing(directory);
     assert_eq!((&rows[0]["state"], &rows[1]["state"]), (&"alive".into(), &"alive".into()));
-    let show = oslet(directory, &["show", "o7"]);
-    assert_eq!(show.status.code(), Some(1));
-    assert!(text(&show).contains("not here (o0, o1)"), "{}", text(&show));
+    for command in ["show", "ps"] {
+        let other = oslet(directory, &[command, "o7"]);
+        assert_eq!(other.status.code(), Some(1), "{command}");
+        assert!(text(&other).contains("not here (o0, o1)"), "{}", text(&other));
+    }
     let show = oslet(directory, &["show", "o0"]);
     assert!(text(&show).contains("control group"), "{}", text(&show));
     assert_eq!(text(&oslet(directory, &["run", "o1", "hostname"])), "o1\n");

@@ -280,18 +280,24 @@ fn second(ready: &Ready<'_>) -> ! {
     }
     reset_signals(&entry.mask);
     let mut denied = false;
+    let only = entry.programs.len() == 1;
     for (program, script) in entry.programs.iter().zip(&ready.vectors.scripts) {
         match execute(program, &ready.vectors.arguments, &ready.vectors.environment) {
             libc::ENOEXEC => {
                 execute(SHELL, script, &ready.vectors.environment);
                 ready.fail(Step::Exec, libc::ENOEXEC);
             }
-            libc::EACCES => denied = true,
+            // In a directory that may not be searched nothing was found.
+            libc::EACCES => denied |= only || is_there(program),
             libc::ENOENT | libc::ENOTDIR | libc::ESTALE | libc::ENODEV | libc::ETIMEDOUT => {}
             error => ready.fail(Step::Exec, error),
         }
     }
     ready.fail(Step::Exec, if denied { libc::EACCES } else { libc::ENOENT })
+}
+
+fn is_there(program: &CStr) -> bool {
+    rustix::fs::access(program, rustix::fs::Access::EXISTS).is_ok()
 }
 
 /// Becomes the program, or returns why not.

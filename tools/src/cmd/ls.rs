@@ -63,7 +63,7 @@ pub(super) const LAUNCHER_ENDED: &str =
 pub(crate) fn run(args: LsArgs, global: &Global) -> anyhow::Result<ExitCode> {
     let directory = global.running();
     let Some((rows, _)) = gather(&directory, false)? else {
-        return not_running(&directory, args.json);
+        return not_running(&directory, args.json.then(|| serde_json::json!([])));
     };
     match args.json {
         true => output::json(&rows)?,
@@ -100,16 +100,33 @@ fn cells(row: &Row) -> Vec<String> {
     ]
 }
 
-/// Says that nothing runs there, and what to do. A negative answer, not an error.
-pub(super) fn not_running(directory: &Path, json: bool) -> anyhow::Result<ExitCode> {
-    if json {
-        output::json(&serde_json::json!([]))?;
+/// Says that nothing runs there, and what to do; `json` for programs. A negative answer, not an
+/// error.
+pub(super) fn not_running(
+    directory: &Path,
+    json: Option<serde_json::Value>,
+) -> anyhow::Result<ExitCode> {
+    if let Some(json) = json {
+        output::json(&json)?;
     }
     let left = match directory.join(PLAN).exists() {
         true => "it was killed; oslet up or oslet down cleans up",
         false => "oslet up starts one; --cluster or --dir name another",
     };
     eprintln!("{}: no cluster runs there: {left}", directory.display());
+    Ok(ExitCode::from(1))
+}
+
+/// Says that the OSlet of that name is none of those that are; `json` for programs.
+pub(super) fn not_here(
+    name: &str,
+    known: &[&str],
+    json: Option<serde_json::Value>,
+) -> anyhow::Result<ExitCode> {
+    if let Some(json) = json {
+        output::json(&json)?;
+    }
+    eprintln!("OSlet {name:?}: not here ({})", known.join(", "));
     Ok(ExitCode::from(1))
 }
 

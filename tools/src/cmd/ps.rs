@@ -8,6 +8,7 @@ use oslet::procfs::{self, Process};
 use oslet::state::{self, State};
 use serde::Serialize;
 
+use super::ls::{not_here, not_running};
 use crate::args::Global;
 use crate::user;
 
@@ -15,7 +16,9 @@ use crate::user;
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:
   oslet ps
-  oslet ps o0 --json | jq '.[].command'")]
+  oslet ps o0 --json | jq '.[].command'
+
+Exit status: 1 if no such OSlet or cluster runs.")]
 pub(crate) struct PsArgs {
     /// Only this OSlet
     pub(crate) name: Option<String>,
@@ -36,16 +39,24 @@ struct Row {
 /// `oslet ps`.
 ///
 /// # Errors
-/// When the OSlet is not known, /proc cannot be read, or the output not be written.
+/// When /proc cannot be read, or the output not be written.
 pub(crate) fn run(args: PsArgs, global: &Global) -> Result<ExitCode> {
     let directory = &global.running();
-    let states = match &args.name {
-        Some(name) => vec![state::find(directory, name)?],
-        None => state::list(directory)?,
-    };
+    let states = state::list(directory)?;
     let mut rows = Vec::new();
-    for state in states {
-        rows.extend(of(&state)?);
+    for state in &states {
+        rows.extend(of(state)?);
+    }
+    // An OSlet that lives has an init at least.
+    if rows.is_empty() {
+        return not_running(directory, args.json.then(|| serde_json::json!([])));
+    }
+    if let Some(name) = &args.name {
+        rows.retain(|row| row.oslet == *name);
+        if rows.is_empty() {
+            let known: Vec<&str> = states.iter().map(|state| state.oslet.as_str()).collect();
+            return not_here(name, &known, args.json.then(|| serde_json::json!([])));
+        }
     }
     let mut out = std::io::stdout().lock();
     if args.json {

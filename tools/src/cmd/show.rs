@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use oslet::config::show_size;
 
-use super::ls::{LAUNCHER_ENDED, gather, not_running};
+use super::ls::{LAUNCHER_ENDED, gather, not_here, not_running};
 use crate::args::Global;
 use crate::output;
 
@@ -30,12 +30,11 @@ pub(crate) struct ShowArgs {
 pub(crate) fn run(args: ShowArgs, global: &Global) -> anyhow::Result<ExitCode> {
     let directory = global.running();
     let Some((rows, mut answers)) = gather(&directory, true)? else {
-        return not_running(&directory, args.json);
+        return not_running(&directory, args.json.then_some(serde_json::Value::Null));
     };
     let Some(index) = rows.iter().position(|row| row.name == args.name) else {
         let known: Vec<&str> = rows.iter().map(|row| row.name.as_str()).collect();
-        eprintln!("OSlet {:?}: not here ({})", args.name, known.join(", "));
-        return Ok(ExitCode::from(1));
+        return not_here(&args.name, &known, args.json.then_some(serde_json::Value::Null));
     };
     let details = answers.get_mut(index).and_then(Option::take).map(|status| status.details);
     let details = details.unwrap_or_default();

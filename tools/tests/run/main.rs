@@ -106,6 +106,16 @@ fn the_environment_is_ours_but_for_what_is_said() {
     // A name is looked for where the command's own PATH says.
     let output = world.oslet(&["run", "-e", "PATH=/nowhere", "o0", "ls"]).output().unwrap();
     assert_eq!(output.status.code(), Some(127));
+    // A directory that may not be searched has nothing; a file that may not be executed is there.
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("plain"), "").unwrap();
+    let path = format!("PATH={}:/usr/bin", directory.path().display());
+    for (mode, code) in [(0o700, 127), (0o755, 126)] {
+        let permissions = std::os::unix::fs::PermissionsExt::from_mode(mode);
+        std::fs::set_permissions(directory.path(), permissions).unwrap();
+        let mut run = world.oslet(&["run", "-u", "nobody", "-e", &path, "o0", "plain"]);
+        assert_eq!(run.output().unwrap().status.code(), Some(code), "mode {mode:o}");
+    }
     let odd = std::ffi::OsStr::from_bytes(b"ODD=\xff\xfe");
     let output =
         world.oslet(&["run", "-e"]).arg(odd).args(["o0", "printenv", "ODD"]).output().unwrap();

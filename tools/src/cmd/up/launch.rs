@@ -136,18 +136,12 @@ fn ready(plan: &Plan, directory: &Path) -> String {
 /// Starts the launcher in the background and shows what it says until all serve.
 fn background() -> anyhow::Result<ExitCode> {
     let (reader, writer) = std::io::pipe()?;
-    let errors = writer.try_clone()?;
     let mut arguments = std::env::args_os();
     let mut command = Command::new("/proc/self/exe");
     arguments.next();
-    command
-        .args(arguments)
-        .env(DETACHED, "1")
-        .stdin(Stdio::null())
-        .stdout(Stdio::from(writer))
-        .stderr(Stdio::from(errors));
+    command.args(arguments).env(DETACHED, "1").stdin(Stdio::null()).stdout(Stdio::from(writer));
     let mut launcher = command.spawn().context("start the launcher")?;
-    // The command holds our copies of the writing end.
+    // The command holds our copy of the writing end.
     drop(command);
     let mut lines = BufReader::new(reader);
     let mut line = Vec::new();
