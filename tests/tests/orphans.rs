@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use cfs::engine::store::{BlockSource, MemSource};
+use cfs::orphan::Orphans;
 use tests::kernel::{self, LoopMount, arg, assert_clean, assert_same_tree, mke2fs, run};
 
 /// Blocks of 1 KiB at every `step`-th place, `count` of them.
@@ -148,21 +149,27 @@ fn orphan(image: &Path, inodes: &[u64], size: Option<u64>) -> Result<()> {
     run("debugfs", &["-w", "-f", arg(&script), arg(image)]).map(drop)
 }
 
-fn compare(dir: &Path, image: &Path, kind: &Kind, files: u32, removed: bool) -> Result<()> {
-    let (ours, theirs) = (dir.join("ours.img"), dir.join("theirs.img"));
-    std::fs::copy(image, &theirs)?;
+/// Recovers what the image holds and puts it into `to`, as e2fsck finds it clean: what was done
+/// with the orphans, of which none is left.
+fn recover(image: &Path, to: &Path) -> Result<Orphans> {
     let memory = Arc::new(MemSource::new(std::fs::read(image)?));
     let source: Arc<dyn BlockSource> = memory.clone();
     let report = cfs::journal::recover(&source)?.context("nothing to recover")?;
     drop(source);
-    let orphans = report.orphans.clone();
     ensure!(report.transactions == 0, "the image was not clean: {report:?}");
-    ensure!(orphans.left.is_none(), "{orphans:?}");
+    ensure!(report.orphans.left.is_none(), "{report:?}");
+    let memory = Arc::into_inner(memory).context("somebody still reads the image")?;
+    std::fs::write(to, memory.into_bytes())?;
+    assert_clean(to)?;
+    Ok(report.orphans)
+}
+
+fn compare(dir: &Path, image: &Path, kind: &Kind, files: u32, removed: bool) -> Result<()> {
+    let (ours, theirs) = (dir.join("ours.img"), dir.join("theirs.img"));
+    std::fs::copy(image, &theirs)?;
+    let orphans = recover(image, &ours)?;
     let expected = if removed { (files, 0) } else { (0, files) };
     ensure!((orphans.removed, orphans.cut) == expected, "{orphans:?}");
-    let memory = Arc::into_inner(memory).context("somebody still reads the image")?;
-    std::fs::write(&ours, memory.into_bytes())?;
-    assert_clean(&ours)?;
     if !kind.tune.is_empty() {
         run("debugfs", &["-w", "-R", "feature -quota -project", arg(&theirs)])?;
     }
@@ -237,14 +244,10 @@ fn orphans_in_blocks_over_a_page() {
             let _ = run("e2fsck", &["-fy", arg(&image)]);
             let inodes: Vec<u64> = (0..3).map(|number| file(&image, number).0).collect();
             orphan(&image, &inodes, size).unwrap();
-            let memory = Arc::new(MemSource::new(std::fs::read(&image).unwrap()));
-            let disk: Arc<dyn BlockSource> = memory.clone();
-            let report = cfs::journal::recover(&disk).unwrap().unwrap();
-            drop(disk);
-            assert_eq!(report.orphans.left, None, "{kind:?}");
-            assert_eq!(report.orphans.removed + report.orphans.cut, 3, "{kind:?}: {report:?}");
-            std::fs::write(&image, Arc::into_inner(memory).unwrap().into_bytes()).unwrap();
-            assert_clean(&image).with_context(|| format!("{kind:?} {size:?}")).unwrap();
+            let orphans = recover(&image, &image)
+                .with_context(|| format!("{kind:?} cut at {size:?}"))
+                .unwrap();
+            assert_eq!(orphans.removed + orphans.cut, 3, "{kind:?}: {orphans:?}");
             if size.is_some() {
                 let found = file(&image, 2).1;
                 assert!(found == contents(2)[..100_001], "{kind:?}");

@@ -36,6 +36,19 @@ struct Chunk {
     pages: Range<u64>,
 }
 
+/// What a reader did not find.
+#[derive(Clone, Debug)]
+pub(super) struct Miss {
+    pub(super) ino: Ino,
+    pub(super) pages: Range<u64>,
+    /// Whether the page before it is cached.
+    pub(super) follows: bool,
+    /// The first page that need not be read: the file's end.
+    pub(super) end: u64,
+    /// Pages to read ahead at most.
+    pub(super) most: u64,
+}
+
 /// A reader from front to back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Stream {
@@ -70,24 +83,15 @@ impl Ahead {
         Ok(())
     }
 
-    /// A reader has missed `missed`, the page before it being cached or not. Queues what should be
-    /// there next, up to before page `end` and at most `most` pages. False where the reader does
-    /// not go on from page to page, or where there is no room in the queue: then nothing of what it
-    /// wants next is on its way.
-    pub(super) fn missed(
-        &self,
-        ino: Ino,
-        missed: &Range<u64>,
-        follows: bool,
-        end: u64,
-        most: u64,
-    ) -> bool {
-        let Some(window) = self.next(ino, missed, follows, end, most) else { return false };
+    /// Queues what should be there next. False where the reader does not go on from page to page,
+    /// or where there is no room in the queue: then nothing of what it wants next is on its way.
+    pub(super) fn missed(&self, miss: &Miss) -> bool {
+        let Some(window) = self.next(miss) else { return false };
         let mut at = window.start;
         while at < window.end {
             let pages = at..(at + CHUNK).min(window.end);
             at = pages.end;
-            if self.queue.try_send(Chunk { ino, pages }).is_err() {
+            if self.queue.try_send(Chunk { ino: miss.ino, pages }).is_err() {
                 return false;
             }
         }
@@ -95,14 +99,8 @@ impl Ahead {
     }
 
     /// The window to read now; empty while there is enough of the last one before the reader.
-    fn next(
-        &self,
-        ino: Ino,
-        missed: &Range<u64>,
-        follows: bool,
-        end: u64,
-        most: u64,
-    ) -> Option<Range<u64>> {
+    fn next(&self, miss: &Miss) -> Option<Range<u64>> {
+        let Miss { ino, pages: missed, follows, end, most } = miss.clone();
         let mut streams = self.streams.lock();
         let known = streams.iter().position(|stream| {
             let Stream { ino: its, window } = stream;
@@ -149,7 +147,7 @@ mod tests {
     const PLENTY: u64 = 1 << 20;
 
     fn next(ahead: &Ahead, missed: Range<u64>, follows: bool, end: u64) -> Option<Range<u64>> {
-        ahead.next(FILE, &missed, follows, end, PLENTY)
+        ahead.next(&Miss { ino: FILE, pages: missed, follows, end, most: PLENTY })
     }
 
     #[test]
@@ -174,14 +172,17 @@ mod tests {
     #[test]
     fn a_small_cache_bounds_windows_and_many_readers_are_followed() {
         let ahead = Ahead::new();
+        let next = |ino, pages, follows| {
+            ahead.next(&Miss { ino: Ino(ino), pages, follows, end: PLENTY, most: 16 })
+        };
         for file in 0..2 * STREAMS as u32 {
-            assert_eq!(ahead.next(Ino(file), &(7..8), true, PLENTY, 16), Some(8..24));
+            assert_eq!(next(file, 7..8, true), Some(8..24));
         }
         assert_eq!(ahead.streams.lock().len(), STREAMS);
         // One of the last is known, one of the first is not any more.
-        let last = Ino(2 * STREAMS as u32 - 1);
-        assert_eq!(ahead.next(last, &(24..25), false, PLENTY, 16), Some(25..41));
-        assert_eq!(ahead.next(Ino(0), &(24..25), false, PLENTY, 16), None);
+        let last = 2 * STREAMS as u32 - 1;
+        assert_eq!(next(last, 24..25, false), Some(25..41));
+        assert_eq!(next(0, 24..25, false), None);
     }
 
     #[test]
@@ -190,6 +191,7 @@ mod tests {
         for _ in 0..QUEUE {
             ahead.queue.try_send(Chunk { ino: FILE, pages: 0..1 }).unwrap();
         }
-        assert!(!ahead.missed(FILE, &(1..2), true, PLENTY, PLENTY));
+        let miss = Miss { ino: FILE, pages: 1..2, follows: true, end: PLENTY, most: PLENTY };
+        assert!(!ahead.missed(&miss));
     }
 }

@@ -104,7 +104,8 @@ impl Owner {
                 let follows = at > 0 && self.find(ino, at - 1).is_some();
                 let (_, budget) = self.usage();
                 let most = budget as u64 / 8;
-                if !self.ahead.missed(ino, &(at..last), follows, end, most) && follows {
+                let miss = ahead::Miss { ino, pages: at..last, follows, end, most };
+                if !self.ahead.missed(&miss) && follows {
                     // Nobody else reads ahead: in the same turn, then.
                     until = last.saturating_add(FILL_PAGES).min(end);
                 }

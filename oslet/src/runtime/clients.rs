@@ -199,10 +199,8 @@ impl Control {
         let Some(segment) = &guest.segment else { return };
         let message =
             Message::Announce { who: guest.who(), process: Some(Process::from(guest.id)) };
-        match segment.try_clone() {
-            Ok(segment) => self.send(link, &message, vec![segment.into()]),
-            Err(error) => self.cut(link, &Error::io("dup")(error)),
-        }
+        let segment = Arc::clone(segment);
+        self.send_segment(link, &message, &segment);
     }
 
     /// Tells a client that it is in, once every runtime that is linked has mapped it.
@@ -321,13 +319,8 @@ impl Control {
         guest.mapped_by.push((oslet, epoch));
         if let Some(link) = guest.link {
             let who = Who::new(ParticipantId::runtime(oslet), epoch);
-            match segment.try_clone() {
-                Ok(segment) => {
-                    let announce = Message::Announce { who, process: None };
-                    self.send(link, &announce, vec![segment.into()]);
-                }
-                Err(error) => self.cut(link, &Error::io("dup")(error)),
-            }
+            let segment = Arc::clone(segment);
+            self.send_segment(link, &Message::Announce { who, process: None }, &segment);
         }
         self.admit(slot);
     }

@@ -1,5 +1,6 @@
 //! The thread that reads the control sockets, watches processes, and looks at the words.
 
+use std::fs::File;
 use std::os::fd::BorrowedFd;
 
 use rustix::event::Timespec;
@@ -218,6 +219,14 @@ impl Control {
         match link.connection.send(message, descriptors) {
             Ok(()) => self.update_interest(token),
             Err(error) => self.cut(token, &error),
+        }
+    }
+
+    /// Sends a message that a segment comes with.
+    pub(super) fn send_segment(&mut self, token: u64, message: &Message, segment: &File) {
+        match segment.try_clone() {
+            Ok(segment) => self.send(token, message, vec![segment.into()]),
+            Err(error) => self.cut(token, &Error::io("dup")(error)),
         }
     }
 

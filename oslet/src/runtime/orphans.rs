@@ -77,10 +77,7 @@ impl Control {
             .filter_map(|orphan| Some((orphan.who(), Arc::clone(orphan.file.as_ref()?))))
             .collect();
         for (who, file) in found {
-            match file.try_clone() {
-                Ok(file) => self.send(token, &message(who), vec![file.into()]),
-                Err(error) => self.cut(token, &Error::io("dup")(error)),
-            }
+            self.send_segment(token, &message(who), &file);
         }
     }
 

@@ -83,15 +83,14 @@ pub(crate) fn start(runtime: &Runtime) {
                 own(&handle);
             });
         }
-        1.. if word == "talk" => runtime.add_service(Arc::new(Talker(handle.clone()))),
+        1.. if word == "talk" => add(runtime, Act::Talk),
         1 if word == "owner" => {
             own(handle);
             std::fs::write(beside.join("owned"), "").unwrap();
         }
         1 if handle.epoch() == Epoch(1) => {
             let Some(bad) = Bad::of(&word) else { return };
-            let kept = Arc::default();
-            runtime.add_service(Arc::new(Hoarder { handle: handle.clone(), bad, kept, beside }));
+            add(runtime, Act::Hoard { bad, kept: Arc::default(), beside });
         }
         _ => {}
     }
@@ -129,106 +128,104 @@ fn hoard(region: &Arc<Region>) -> Pins {
     pins
 }
 
-/// A service that asks OSlet 0 something once, and keeps the channel.
-struct Talker(Handle);
-
-impl Service for Talker {
-    fn name(&self) -> &str {
-        "talker"
-    }
-    fn kinds(&self) -> Range<u16> {
-        0..0
-    }
-    fn handle(&self, _: Request, replier: Replier) {
-        replier.error(libc::ENOSYS);
-    }
-    fn release(&self, _: ParticipantId, _: Epoch) {}
-    fn describe(&self) -> Vec<Detail> {
-        Vec::new()
-    }
-    fn serves(&self) -> (u32, u32) {
-        (0, 0)
-    }
-    fn leave(&self, _: bool) -> Result<(), ServiceError> {
-        Ok(())
-    }
-
-    fn event(&self, event: Event) {
-        if matches!(event, Event::Joined(oslet, _) if oslet == home().oslet) {
-            let handle = self.0.clone();
-            // Events do not wait for answers.
-            std::thread::spawn(move || {
-                let channel = handle.channel(home().oslet).unwrap();
-                let reply = channel.call(0x7777, [0; 3], &[], Duration::from_secs(10)).unwrap();
-                assert_eq!(i32::from(reply.status), libc::ENOSYS);
-                let name = format!("talked-{}", handle.oslet().index());
-                let directory = handle.spec().directory.parent().unwrap().join(name);
-                std::fs::write(directory, "").unwrap();
-            });
-        }
-    }
-}
-
-/// A service that pins what it finds.
-struct Hoarder {
+/// A service that answers nothing and does its part when something happens.
+struct Part {
     handle: Handle,
-    bad: Bad,
-    kept: Arc<Mutex<Option<Pins>>>,
-    beside: PathBuf,
+    act: Act,
 }
 
-impl Service for Hoarder {
+enum Act {
+    /// Asks OSlet 0 something once, and keeps the channel.
+    Talk,
+    /// Pins what it finds.
+    Hoard { bad: Bad, kept: Arc<Mutex<Option<Pins>>>, beside: PathBuf },
+}
+
+fn add(runtime: &Runtime, act: Act) {
+    runtime.add_service(Arc::new(Part { handle: runtime.handle().clone(), act }));
+}
+
+impl Service for Part {
     fn name(&self) -> &str {
-        "hoarder"
+        "part"
     }
+
     fn kinds(&self) -> Range<u16> {
         0..0
     }
+
     fn handle(&self, _: Request, replier: Replier) {
         replier.error(libc::ENOSYS);
     }
+
     fn release(&self, _: ParticipantId, _: Epoch) {}
+
     fn describe(&self) -> Vec<Detail> {
         Vec::new()
     }
+
     fn serves(&self) -> (u32, u32) {
         (0, 0)
     }
+
     fn leave(&self, _: bool) -> Result<(), ServiceError> {
-        self.kept.lock().unwrap().take();
+        if let Act::Hoard { kept, .. } = &self.act {
+            kept.lock().unwrap().take();
+        }
         Ok(())
     }
 
     fn event(&self, event: Event) {
-        match event {
-            Event::Joined(oslet, _) if oslet == home().oslet => {
-                *self.kept.lock().unwrap() = Some(hoard(self.handle.region()));
-                std::fs::write(self.beside.join("pinned"), "").unwrap();
-                if self.bad == Bad::Keeper {
-                    let (kept, told) = (Arc::clone(&self.kept), self.beside.join(LET_GO));
-                    std::thread::spawn(move || {
-                        await_file(&told);
-                        kept.lock().unwrap().take();
-                    });
-                }
-                if let Bad::Scribbler(where_to) = self.bad {
-                    let own = Arc::clone(self.handle.region().own());
-                    let told = self.beside.join(SCRIBBLE);
-                    std::thread::spawn(move || {
-                        await_file(&told);
-                        scribble(&own, where_to);
-                    });
-                }
+        let joined = matches!(event, Event::Joined(oslet, _) if oslet == home().oslet);
+        match &self.act {
+            Act::Talk if joined => talk(self.handle.clone()),
+            Act::Hoard { bad, kept, beside } if joined => {
+                *kept.lock().unwrap() = Some(hoard(self.handle.region()));
+                std::fs::write(beside.join("pinned"), "").unwrap();
+                misbehave(&self.handle, *bad, Arc::clone(kept), beside);
             }
-            Event::LetGo(oslet, _, frames) => {
+            Act::Hoard { bad, kept, .. } => {
+                let Event::LetGo(oslet, _, frames) = event else { return };
                 assert_eq!(oslet, home().oslet);
                 assert!(frames > 0);
-                if self.bad == Bad::Polite {
-                    self.kept.lock().unwrap().take();
+                if *bad == Bad::Polite {
+                    kept.lock().unwrap().take();
                 }
             }
-            _ => {}
+            Act::Talk => {}
         }
+    }
+}
+
+/// Events do not wait for answers.
+fn talk(handle: Handle) {
+    std::thread::spawn(move || {
+        let channel = handle.channel(home().oslet).unwrap();
+        let reply = channel.call(0x7777, [0; 3], &[], Duration::from_secs(10)).unwrap();
+        assert_eq!(i32::from(reply.status), libc::ENOSYS);
+        let name = format!("talked-{}", handle.oslet().index());
+        std::fs::write(handle.spec().directory.parent().unwrap().join(name), "").unwrap();
+    });
+}
+
+/// What is done when the test says so, with what was pinned.
+fn misbehave(handle: &Handle, bad: Bad, kept: Arc<Mutex<Option<Pins>>>, beside: &Path) {
+    match bad {
+        Bad::Keeper => {
+            let told = beside.join(LET_GO);
+            std::thread::spawn(move || {
+                await_file(&told);
+                kept.lock().unwrap().take();
+            });
+        }
+        Bad::Scribbler(where_to) => {
+            let (own, told) = (Arc::clone(handle.region().own()), beside.join(SCRIBBLE));
+            std::thread::spawn(move || {
+                await_file(&told);
+                scribble(&own, where_to);
+            });
+        }
+        Bad::Stubborn | Bad::Polite | Bad::None => {}
     }
 }
 
