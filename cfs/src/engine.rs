@@ -9,6 +9,7 @@ mod dir;
 mod file;
 mod map;
 pub mod store;
+pub mod write;
 mod xattr;
 mod zones;
 

@@ -36,6 +36,10 @@ pub const MAX_PROBLEMS: usize = 64;
 pub const MAX_DIRTY: usize = METADATA_CACHE / 2;
 /// How long a change may wait for its commit by default.
 pub const COMMIT_INTERVAL: std::time::Duration = std::time::Duration::from_secs(5);
+/// Blocks of a file mapped by extents; the last number that 32 bits have is none.
+pub const MAX_FILE_BLOCKS: u64 = u32::MAX as u64;
+/// Inodes that a writer keeps in memory by default while nobody uses them.
+pub const LIVE_INODES: usize = 32 << 10;
 
 const _: () = {
     assert!(MIN_BLOCK_SIZE.is_power_of_two() && MAX_BLOCK_SIZE.is_power_of_two());

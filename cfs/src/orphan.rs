@@ -129,8 +129,9 @@ struct Cleaner<'a> {
 }
 
 /// Magic number at the end of each block of the orphan file, before the checksum.
-const ORPHAN_FILE_MAGIC: u32 = 0x0b10_ca04;
-const ORPHAN_FILE_TAIL: usize = 8;
+pub(crate) const ORPHAN_FILE_MAGIC: u32 = 0x0b10_ca04;
+/// Bytes of magic number and checksum.
+pub(crate) const ORPHAN_FILE_TAIL: usize = 8;
 
 impl Cleaner<'_> {
     /// Returns the next orphan of the list.

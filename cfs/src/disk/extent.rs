@@ -199,6 +199,11 @@ impl<'a> Node<'a> {
         self.entries
     }
 
+    /// Entries that there is room for; at least one.
+    pub fn max(&self) -> usize {
+        self.bytes.get(4..6).map_or(1, |max| usize::from(u16::from_le_bytes([max[0], max[1]])))
+    }
+
     /// Whether it has none: only a leaf may.
     pub fn is_empty(&self) -> bool {
         self.entries == 0

@@ -1,7 +1,7 @@
 //! Indirect maps: the way from a logical block to the word that holds its place.
 
 /// Pointers in the inode to blocks of data.
-const DIRECT: u64 = 12;
+pub const DIRECT: u64 = 12;
 /// Levels of pointers at most.
 pub const MAX_LEVELS: usize = 4;
 
@@ -43,6 +43,14 @@ impl Path {
         &self.indexes[..self.levels]
     }
 
+    /// How many pointers to data, this one and those after it, lie together in its table, with
+    /// `per_block` of them in a block.
+    pub fn together(&self, per_block: u32) -> u64 {
+        let last = self.indexes[self.levels - 1];
+        let end = if self.levels == 1 { DIRECT as u32 } else { per_block };
+        (end - last).into()
+    }
+
     /// How many logical blocks, this one and those after it, hang below the pointer at a level.
     pub fn blocks_below(&self, level: usize) -> u64 {
         let below = &self.indexes[level + 1..self.levels];
@@ -52,9 +60,35 @@ impl Path {
     }
 }
 
+/// Logical blocks that a map can have.
+pub fn reach(per_block_bits: u32) -> u64 {
+    DIRECT + (1..MAX_LEVELS as u32).map(|levels| 1u64 << (per_block_bits * levels)).sum::<u64>()
+}
+
+/// Tables of a map whose first `blocks` blocks are all there.
+pub fn tables(blocks: u64, per_block_bits: u32) -> u64 {
+    let mut rest = blocks.saturating_sub(DIRECT);
+    let mut tables = 0;
+    for levels in 1..MAX_LEVELS as u32 {
+        let here = rest.min(1 << (per_block_bits * levels));
+        tables +=
+            (1..=levels).map(|level| here.div_ceil(1 << (per_block_bits * level))).sum::<u64>();
+        rest -= here;
+    }
+    tables
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tables_are_counted_at_all_levels() {
+        assert_eq!(reach(8), 12 + 256 + 65536 + (1 << 24));
+        assert_eq!([0, 12, 13, 268, 269].map(|blocks| tables(blocks, 8)), [0, 0, 1, 1, 3]);
+        assert_eq!(tables(268 + 65536, 8), 1 + 257);
+        assert_eq!(tables(268 + 65536 + 1, 8), 1 + 257 + 3);
+    }
 
     #[test]
     fn the_ways_of_a_volume_with_1_kib_blocks() {

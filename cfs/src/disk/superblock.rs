@@ -549,4 +549,4 @@ fn bad(why: String) -> Error {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -113,7 +113,7 @@ impl Volume {
 
     /// Whether the target is where a map would be. Before `ea_inode` that is so if the link has no
     /// blocks but one of attributes.
-    fn is_fast_link(&self, inode: &Inode) -> bool {
+    pub(super) fn is_fast_link(&self, inode: &Inode) -> bool {
         let superblock = &self.superblock;
         if superblock.features.incompat.contains(Incompat::EA_INODE) {
             return inode.size < FAST_LINK;

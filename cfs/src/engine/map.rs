@@ -203,7 +203,7 @@ impl Volume {
         Ok(Run { logical: first, len: end - first, mapping: Mapping::Hole })
     }
 
-    fn check_extent_block(
+    pub(super) fn check_extent_block(
         &self,
         inode: &Inode,
         block: Block,

@@ -4,7 +4,7 @@ use zerocopy::FromZeros;
 use super::*;
 
 /// What `mke2fs -t ext4 -b 1024` makes of 8 MiB, as far as the checks go.
-fn sound() -> RawSuperblock {
+pub(crate) fn sound() -> RawSuperblock {
     let mut raw = RawSuperblock::new_zeroed();
     raw.magic = MAGIC.into();
     raw.rev_level = 1.into();
