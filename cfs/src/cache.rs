@@ -15,7 +15,7 @@ mod version;
 pub use inode_table::InodeTable;
 pub use name_index::{Name, NameIndex};
 pub use page_index::{Found, Key, PageIndex};
-pub use record::{InodeRecord, RECORD_VALUES};
+pub use record::{Head, InodeRecord, RECORD_VALUES, has_target};
 
 /// Kinds of tables in a segment's directory; the argument is the volume's object number.
 pub mod kind {
@@ -23,7 +23,7 @@ pub mod kind {
     pub const PAGES: u64 = 0x1001;
     /// [`super::InodeTable`].
     pub const INODES: u64 = 0x1002;
-    /// [`super::NameIndex`] for names of up to 40 bytes.
+    /// [`super::NameIndex`] for names of up to 47 bytes.
     pub const SHORT_NAMES: u64 = 0x1003;
     /// [`super::NameIndex`] for longer ones.
     pub const LONG_NAMES: u64 = 0x1004;
@@ -54,7 +54,7 @@ impl Sizes {
             frames,
             pages: PageIndex::<()>::bytes(frames),
             inodes: InodeTable::<()>::bytes(share(16, small(8, 8192, 1024))),
-            short_names: NameIndex::<()>::bytes(share(8, small(4, 16384, 2048)), false),
+            short_names: NameIndex::<()>::bytes(share(12, small(4, 16384, 2048)), false),
             long_names: NameIndex::<()>::bytes(share(256, 64), true),
         }
     }

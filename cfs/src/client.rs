@@ -7,6 +7,7 @@
 
 mod file;
 mod join;
+mod names;
 mod view;
 
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use oslet::region::Region;
 use oslet::rpc::{self, Channel};
 use parking_lot::Mutex;
 
-use crate::cache::{InodeRecord, Name};
+use crate::cache::{Head, InodeRecord, Name};
 use crate::disk::inode::Kind;
 use crate::engine::{Attr, StatFs};
 use crate::id::Ino;
@@ -28,6 +29,7 @@ use crate::{Error, Result, limits};
 
 pub use file::{File, Page};
 pub use join::join;
+use names::Known;
 use view::{Route, View};
 
 /// How a client reaches the owners of volumes.
@@ -123,27 +125,38 @@ impl Client {
             return Err(Error::NameTooLong);
         }
         let key = Name::new(dir, name).ok_or(Error::NotFound)?;
-        let found = self.cached(|view| {
-            let ino = view.names(&key)?.find(&key)?;
-            Some(ino.map(|ino| (ino, view.inodes.as_ref().and_then(|table| table.find(ino)))))
-        });
-        match found {
-            Some(Some((_, Some(record)))) => Ok(record),
-            Some(Some((ino, None))) => self.record(ino),
-            Some(None) => Err(Error::NotFound),
-            None => {
-                // The directory's own error comes before that of a name that it could not have.
-                let answer = self.ask(kind::LOOKUP, dir, 0, name)?;
-                record_in(&answer, None)
-            }
+        let mut head = Head::default();
+        let known = self.cached(|view| Some(view.look_up(&key, &mut head)));
+        match known.unwrap_or(Known::Unknown) {
+            Known::Record(ino) => match InodeRecord::from_head(&head) {
+                Some(record) => Ok(record),
+                None => self.record(ino),
+            },
+            Known::Inode(ino) => self.record(ino),
+            Known::Absent => Err(Error::NotFound),
+            Known::Unknown => self.ask_for_name(dir, name),
         }
     }
 
-    /// The inode at a path from the root, through symbolic links.
-    pub fn resolve(&self, path: &[u8]) -> Result<InodeRecord> {
-        self.resolve_from(Ino::ROOT, path, &mut 0)
+    #[cold]
+    fn ask_for_name(&self, dir: Ino, name: &[u8]) -> Result<InodeRecord> {
+        // The directory's own error comes before that of a name that it could not have.
+        let answer = self.ask(kind::LOOKUP, dir, 0, name)?;
+        record_in(&answer, None)
     }
 
+    /// The inode at a path from the root, through symbolic links.
+    #[inline]
+    pub fn resolve(&self, path: &[u8]) -> Result<InodeRecord> {
+        let mut head = Head::default();
+        let known = self.cached(|view| view.walk(path, &mut head).then_some(()));
+        match known.and_then(|()| InodeRecord::from_head(&head)) {
+            Some(record) => Ok(record),
+            None => self.resolve_from(Ino::ROOT, path, &mut 0),
+        }
+    }
+
+    /// Step by step, for paths of which not all is published or where symbolic links are.
     fn resolve_from(&self, start: Ino, path: &[u8], links: &mut usize) -> Result<InodeRecord> {
         let mut dir = if path.first() == Some(&b'/') { Ino::ROOT } else { start };
         let mut names = path.split(|&byte| byte == b'/').filter(|name| !name.is_empty()).peekable();
@@ -178,13 +191,9 @@ impl Client {
     }
 
     /// The directory that a name leads to, if all that is published.
-    #[inline]
     fn cached_directory(&self, dir: Ino, name: &[u8]) -> Option<Ino> {
         let key = Name::new(dir, name)?;
-        self.cached(|view| {
-            let ino = view.names(&key)?.find(&key)??;
-            view.inodes.as_ref()?.is_directory(ino)?.then_some(ino)
-        })
+        self.cached(|view| view.directory(&key))
     }
 
     /// Opens the file at a path from the root.

@@ -40,16 +40,16 @@ fuzz_target!(|data: &[u8]| {
             found.still();
         }
     }
-    let table =
-        InodeTable::new(words.clone(), len.max(24 * 8 * 4)).expect("large enough for a set");
+    let least = InodeTable::<()>::bytes(1);
+    let table = InodeTable::new(words.clone(), len.max(least)).expect("large enough for a set");
     if let Some(record) = table.find(ino) {
         record.to_words();
     }
     for long in [false, true] {
         if let Some(name) = Name::new(ino, name) {
-            if let Some(index) = NameIndex::new(words.clone(), len.max(40 * 8 * 4), long) {
-                index.find(&name);
-            }
+            let least = NameIndex::<()>::bytes(1, long);
+            let index = NameIndex::new(words.clone(), len.max(least), long);
+            index.expect("large enough for a set").find(&name);
         }
     }
 });

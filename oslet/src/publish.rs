@@ -48,14 +48,19 @@ fn begin(words: &impl WriteWords, base: usize, sequence: u64) -> u64 {
 /// answer waits for its own lock: nobody spins on a writer that died in the middle (R4).
 pub const RECORD_TRIES: usize = 64;
 
-/// Copies a record; `None` if it is empty or does not come to rest.
-#[inline]
-pub fn read_record(words: &impl ReadWords, base: usize, out: &mut [u64]) -> Option<()> {
+/// Copies the first `N` values of a record. Returns whether there is one that comes to rest; what
+/// was copied counts only then.
+#[inline(always)]
+pub fn read_record<const N: usize>(
+    words: &impl ReadWords,
+    base: usize,
+    out: &mut [u64; N],
+) -> bool {
     for _ in 0..RECORD_TRIES {
         // SYNC POINT: record
         let before = words.load(base, Ordering::Acquire);
         if before == 0 {
-            return None;
+            return false;
         }
         if before & 1 == 0 {
             for (index, value) in out.iter_mut().enumerate() {
@@ -63,12 +68,12 @@ pub fn read_record(words: &impl ReadWords, base: usize, out: &mut [u64]) -> Opti
             }
             fence(Ordering::Acquire);
             if words.load(base, Ordering::Relaxed) == before {
-                return Some(());
+                return true;
             }
         }
         crate::sync::spin_loop();
     }
-    None
+    false
 }
 
 /// Where the two words of a slot are: a bucket may keep its keys together, to be compared at once.
@@ -78,28 +83,6 @@ pub struct Slot {
     pub key: usize,
     /// The word of the reference.
     pub value: usize,
-}
-
-/// The first `N` values of a record, as [`read_record`] copies them.
-#[inline(always)]
-pub fn read_values<const N: usize>(words: &impl ReadWords, base: usize) -> Option<[u64; N]> {
-    for _ in 0..RECORD_TRIES {
-        // SYNC POINT: record
-        let before = words.load(base, Ordering::Acquire);
-        if before == 0 {
-            return None;
-        }
-        if before & 1 == 0 {
-            let values =
-                std::array::from_fn(|index| words.load(base + 1 + index, Ordering::Relaxed));
-            fence(Ordering::Acquire);
-            if words.load(base, Ordering::Relaxed) == before {
-                return Some(values);
-            }
-        }
-        crate::sync::spin_loop();
-    }
-    None
 }
 
 /// Links `value` under `key` in a slot, which must be empty. The writer's lock is held.

@@ -4,13 +4,20 @@ use oslet::publish;
 use oslet::sync::Ordering;
 use oslet::words::{ReadWords, WriteWords};
 
-use super::record::{InodeRecord, RECORD_VALUES, SIZE_WORD};
-use super::{mix, reduce};
+use super::record::{
+    HEAD_VALUES, Head, InodeRecord, RECORD_VALUES, SIZE_WORD, TARGET_VALUES, has_target,
+};
+use super::{fold, mix, reduce};
 use crate::disk::inode::Kind;
 use crate::id::Ino;
 
-const ENTRY_WORDS: usize = 1 + RECORD_VALUES;
-const WAYS: usize = 4;
+/// Words of an entry: two cache lines.
+const ENTRY_WORDS: usize = 1 + HEAD_VALUES;
+/// Entries of a set. Their keys lie together before them, in one line.
+const WAYS: usize = 8;
+const SET_WORDS: usize = WAYS + WAYS * ENTRY_WORDS;
+/// A target's key is its inode's number and this.
+const TARGET: u64 = 1 << 32;
 
 /// The table over its words, to read or, by its owner under a lock, to change.
 #[derive(Debug)]
@@ -22,70 +29,107 @@ pub struct InodeTable<W> {
 impl InodeTable<()> {
     /// Bytes for a table of `inodes` records.
     pub fn bytes(inodes: usize) -> usize {
-        inodes.div_ceil(WAYS).max(1) * WAYS * ENTRY_WORDS * 8
+        inodes.div_ceil(WAYS).max(1) * SET_WORDS * 8
     }
 }
 
 impl<W: ReadWords> InodeTable<W> {
     /// The table that `len` bytes of words hold; `None` if they are too few for any.
     pub fn new(words: W, len: usize) -> Option<Self> {
-        let sets = len / (WAYS * ENTRY_WORDS * 8);
+        let sets = len / (SET_WORDS * 8);
         (sets > 0).then_some(Self { words, sets })
     }
 
     /// What is published of an inode.
     #[inline]
     pub fn find(&self, ino: Ino) -> Option<InodeRecord> {
-        InodeRecord::from_words(&self.read::<RECORD_VALUES>(ino)?)
+        let mut head = Head::default();
+        if !self.read(ino, &mut head) {
+            return None;
+        }
+        if has_target(&head) { self.with_target(&head) } else { InodeRecord::from_head(&head) }
+    }
+
+    /// The record with that head and a target, which has an entry of its own.
+    #[cold]
+    #[inline(never)]
+    fn with_target(&self, head: &Head) -> Option<InodeRecord> {
+        let mut values = [0; 1 + TARGET_VALUES];
+        if !self.read_key(head[0] as u32 as u64 | TARGET, &mut values) || values[0] != head[0] {
+            return None;
+        }
+        let mut words = [0; RECORD_VALUES];
+        words[..HEAD_VALUES].copy_from_slice(head);
+        words[HEAD_VALUES..].copy_from_slice(&values[1..]);
+        InodeRecord::from_words(&words)
     }
 
     /// The bytes that a file is long, as far as it is published.
     #[inline]
     pub fn size(&self, ino: Ino) -> Option<u64> {
-        Some(self.read::<{ SIZE_WORD + 1 }>(ino)?[SIZE_WORD])
+        let mut values = [0; SIZE_WORD + 1];
+        self.read(ino, &mut values).then(|| values[SIZE_WORD])
     }
 
     /// Whether an inode is a directory, as far as it is published.
-    #[inline]
+    #[inline(always)]
     pub fn is_directory(&self, ino: Ino) -> Option<bool> {
-        let [_, mode] = self.read::<2>(ino)?;
-        Some(Kind::from_mode(mode as u16)? == Kind::Directory)
+        let mut values = [0; 2];
+        let found = self.read(ino, &mut values);
+        found.then(|| Kind::from_mode(values[1] as u16) == Some(Kind::Directory))
     }
 
-    /// The first values of an inode's record.
+    /// Copies the first values of an inode's record. Returns whether it is published; what was
+    /// copied counts only then.
     #[inline(always)]
-    fn read<const N: usize>(&self, ino: Ino) -> Option<[u64; N]> {
-        (0..2).find_map(|half| {
-            let set = self.set(ino, half);
-            // No branch on what is found: where in its set an inode lies cannot be predicted.
-            let mut ways = (0..WAYS).fold(0u32, |mask, way| {
-                let found = self.words.load(set + way * ENTRY_WORDS + 1, Ordering::Relaxed);
-                mask | u32::from(found as u32 == ino.0) << way
-            });
-            while ways != 0 {
-                let base = set + ways.trailing_zeros() as usize * ENTRY_WORDS;
-                let values: [u64; N] = publish::read_values(&self.words, base)?;
-                // The entry may have been given to another inode since the glance above.
-                if values[0] as u32 == ino.0 {
-                    return Some(values);
-                }
-                ways &= ways - 1;
+    pub fn read<const N: usize>(&self, ino: Ino, values: &mut [u64; N]) -> bool {
+        self.read_key(ino.0.into(), values)
+    }
+
+    #[inline(always)]
+    fn read_key<const N: usize>(&self, key: u64, values: &mut [u64; N]) -> bool {
+        let hash = fold(key);
+        self.read_in(self.set(hash as u32), key, values)
+            || self.read_there(self.set((hash >> 32) as u32), key, values)
+    }
+
+    /// As [`Self::read_in`], for the set that few inodes are in.
+    #[cold]
+    #[inline(never)]
+    fn read_there<const N: usize>(&self, set: usize, key: u64, values: &mut [u64; N]) -> bool {
+        self.read_in(set, key, values)
+    }
+
+    #[inline(always)]
+    fn read_in<const N: usize>(&self, set: usize, key: u64, values: &mut [u64; N]) -> bool {
+        // No branch on what is found: where in its set an inode lies cannot be predicted.
+        let mut ways = self.words.few::<WAYS>(set).which(0, key);
+        while ways != 0 {
+            let way = ways.trailing_zeros() as usize / 2;
+            let entry = self.words.few::<ENTRY_WORDS>(set + WAYS + way * ENTRY_WORDS);
+            // The entry may have been given to another inode since the glance at its key.
+            if publish::read_record(&entry, 0, values) && values[0] as u32 == key as u32 {
+                return true;
             }
-            None
-        })
+            ways &= ways - 1;
+        }
+        false
     }
 
-    /// Where an inode's record may lie: in one of two sets.
-    fn entries(&self, ino: Ino) -> impl Iterator<Item = usize> + use<W> {
-        let sets = [self.set(ino, 0), self.set(ino, 1)];
-        (0..2 * WAYS).map(move |way| sets[way / WAYS] + way % WAYS * ENTRY_WORDS)
-    }
-
-    /// The first word of one of those sets.
+    /// The first word of the set for half of a hash.
     #[inline(always)]
-    fn set(&self, ino: Ino, half: usize) -> usize {
-        let hash = mix(u64::from(ino.0));
-        reduce((hash >> (half * 32)) as u32, self.sets) * WAYS * ENTRY_WORDS
+    fn set(&self, hash: u32) -> usize {
+        reduce(hash, self.sets) * SET_WORDS
+    }
+
+    /// Where a key may lie, and its entry with it: in one of two sets.
+    fn places(&self, key: u64) -> impl Iterator<Item = (usize, usize)> + use<W> {
+        let hash = fold(key);
+        let sets = [self.set(hash as u32), self.set((hash >> 32) as u32)];
+        (0..2 * WAYS).map(move |at| {
+            let (set, way) = (sets[at / WAYS], at % WAYS);
+            (set + way, set + WAYS + way * ENTRY_WORDS)
+        })
     }
 }
 
@@ -93,17 +137,66 @@ impl<W: WriteWords> InodeTable<W> {
     /// Publishes a record in place of the inode's last one, an empty entry, or another inode's.
     pub fn publish(&self, record: &InodeRecord) {
         let values = record.to_words();
-        let ino = record.attr.ino;
-        let known = |base: &usize| self.words.load(base + 1, Ordering::Relaxed) as u32;
-        let entry = (self.entries(ino).find(|base| known(base) == ino.0))
-            .or_else(|| self.entries(ino).find(|base| known(base) == 0))
+        let (head, target) = values.split_at(HEAD_VALUES);
+        let ino = u64::from(record.attr.ino.0);
+        if record.target.is_some() {
+            let mut with_target = [0; 1 + TARGET_VALUES];
+            with_target[0] = head[0];
+            with_target[1..].copy_from_slice(target);
+            self.write(ino | TARGET, &with_target);
+        }
+        self.write(ino, head);
+    }
+
+    fn write(&self, key: u64, values: &[u64]) {
+        let known = |place: &(usize, usize)| self.words.load(place.0, Ordering::Relaxed);
+        let place = (self.places(key).find(|place| known(place) == key))
+            .or_else(|| self.places(key).find(|place| known(place) == 0))
             .unwrap_or_else(|| {
-                // The owner has no idea which are in use: take turns by what the set holds now.
-                let turn =
-                    self.entries(ino).map(|b| u64::from(known(&b))).fold(0, u64::wrapping_add);
+                // The owner has no idea which are in use: take turns by what the sets hold now.
+                let turn = self.places(key).map(|place| known(&place)).fold(0, u64::wrapping_add);
                 let way = (mix(turn) % (2 * WAYS) as u64) as usize;
-                self.entries(ino).nth(way).unwrap_or_default()
+                self.places(key).nth(way).unwrap_or_default()
             });
-        publish::write_record(&self.words, entry, &values);
+        let (at, entry) = place;
+        publish::write_record(&self.words, entry, values);
+        // A hint: the entry says itself whose it is.
+        self.words.store(at, key, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use oslet::words::LocalWords;
+
+    fn record(ino: u32, target: Option<&[u8]>) -> InodeRecord {
+        let mut words = [0; RECORD_VALUES];
+        words[0] = ino.into();
+        words[1] = if target.is_some() { 0o120_777 } else { 0o100_644 };
+        words[SIZE_WORD] = u64::from(ino) * 3;
+        let record = InodeRecord::from_words(&words).unwrap();
+        InodeRecord { target: target.map(<[u8]>::to_vec), ..record }
+    }
+
+    #[test]
+    fn inodes_of_a_table_that_is_far_from_full_are_all_found() {
+        const INODES: u32 = 4096;
+        let len = InodeTable::bytes(INODES as usize * 5);
+        let table = InodeTable::new(LocalWords::new(len / 8), len).unwrap();
+        let of = |n: u32| {
+            let target = format!("../{n}");
+            record(n, n.is_multiple_of(3).then_some(target.as_bytes()))
+        };
+        assert_eq!(table.find(Ino(1)), None);
+        for n in (1..INODES).chain(1..100) {
+            table.publish(&of(n));
+        }
+        for n in 1..INODES {
+            assert_eq!(table.find(Ino(n)), Some(of(n)));
+            assert_eq!(table.size(Ino(n)), Some(u64::from(n) * 3));
+            assert_eq!(table.is_directory(Ino(n)), Some(false));
+        }
+        assert_eq!((table.find(Ino(INODES)), table.size(Ino(INODES))), (None, None));
     }
 }

@@ -71,11 +71,14 @@ pub struct PageIndex<W> {
     buckets: usize,
 }
 
+// The owner keeps the place of a slot in 32 bits.
+const _: () = assert!(PageIndex::bytes(oslet::limits::MAX_FRAMES) / 8 < u32::MAX as usize);
+
 impl PageIndex<()> {
-    /// Bytes for an index of `frames` pages with a third of its slots to spare.
-    pub fn bytes(frames: usize) -> usize {
-        let slots = frames + frames / 2;
-        slots.div_ceil(SLOTS).max(2) * BUCKET_WORDS * 8
+    /// Bytes for an index of `frames` pages with a fifth of its slots to spare.
+    pub const fn bytes(frames: usize) -> usize {
+        let buckets = (frames + frames / 4).div_ceil(SLOTS);
+        (if buckets < 2 { 2 } else { buckets }) * BUCKET_WORDS * 8
     }
 }
 

@@ -5,8 +5,14 @@ use crate::disk::time::Timestamp;
 use crate::engine::Attr;
 use crate::id::Ino;
 
-/// Words of a record without its sequence word: with it, three cache lines.
+/// Words of a record with a target.
 pub const RECORD_VALUES: usize = 23;
+/// Words of it that all inodes have: with the sequence word, two cache lines.
+pub(super) const HEAD_VALUES: usize = TARGET;
+/// Words of a target.
+pub(super) const TARGET_VALUES: usize = RECORD_VALUES - HEAD_VALUES;
+/// The part of a record that all inodes have.
+pub type Head = [u64; HEAD_VALUES];
 
 /// The word of a record that is the size.
 pub(super) const SIZE_WORD: usize = 3;
@@ -76,18 +82,35 @@ impl InodeRecord {
 
     /// From words that an owner wrote; `None` if they are none that an owner writes.
     pub fn from_words(words: &[u64; RECORD_VALUES]) -> Option<Self> {
+        let head = words.first_chunk()?;
+        let mut record = Self::from_head(head)?;
+        let len = (words[1] >> 24) as u8 as usize;
+        if len > TARGET_BYTES {
+            return None;
+        }
+        // Only symbolic links pay for an allocation.
+        record.target = has_target(head).then(|| {
+            let bytes = words[TARGET..].iter().flat_map(|word| word.to_ne_bytes());
+            bytes.take(len).collect()
+        });
+        Some(record)
+    }
+
+    /// From the first of such words, without a target.
+    #[inline(always)]
+    pub fn from_head(words: &Head) -> Option<Self> {
         let (low, high) = (|word: u64| word as u32, |word: u64| (word >> 32) as u32);
         let mode = words[1] as u16;
         let bits = words[1] >> 16;
-        let target_len = (words[1] >> 24) as u8 as usize;
-        if target_len > TARGET_BYTES {
+        let time = |seconds: usize, nanoseconds: u32| Timestamp {
+            seconds: words[seconds] as i64,
+            nanoseconds,
+        };
+        let nanoseconds = [low(words[11]), high(words[11]), low(words[12]), high(words[12])];
+        let late = nanoseconds.iter().fold(false, |late, &n| late | (n >= 1_000_000_000));
+        if late | (low(words[0]) == 0) | (words[SIZE_WORD] > i64::MAX as u64) {
             return None;
         }
-        let time = |seconds: usize, nanoseconds: u32| {
-            let valid = nanoseconds < 1_000_000_000;
-            valid.then_some(Timestamp { seconds: words[seconds] as i64, nanoseconds })
-        };
-        let crtime = time(10, high(words[12]))?;
         let attr = Attr {
             ino: Ino(low(words[0])),
             generation: high(words[0]),
@@ -101,23 +124,21 @@ impl InodeRecord {
             size: words[SIZE_WORD],
             blocks: words[4],
             block_size: low(words[14]),
-            atime: time(7, low(words[11]))?,
-            mtime: time(8, high(words[11]))?,
-            ctime: time(9, low(words[12]))?,
-            crtime: (bits & HAS_CRTIME != 0).then_some(crtime),
+            atime: time(7, nanoseconds[0]),
+            mtime: time(8, nanoseconds[1]),
+            ctime: time(9, nanoseconds[2]),
+            crtime: (bits & HAS_CRTIME != 0).then_some(time(10, nanoseconds[3])),
             flags: InodeFlags::from_bits_retain(low(words[6])),
             version: words[13],
         };
-        if attr.ino.0 == 0 || attr.size > i64::MAX as u64 {
-            return None;
-        }
-        // Only symbolic links pay for an allocation.
-        let target = (bits & HAS_TARGET != 0).then(|| {
-            let bytes = words[TARGET..].iter().flat_map(|word| word.to_ne_bytes());
-            bytes.take(target_len).collect()
-        });
-        Some(Self { attr, has_xattr: bits & HAS_XATTR != 0, target })
+        Some(Self { attr, has_xattr: bits & HAS_XATTR != 0, target: None })
     }
+}
+
+/// Whether a target follows these words of a record.
+#[inline(always)]
+pub fn has_target(words: &Head) -> bool {
+    words[1] >> 16 & HAS_TARGET != 0
 }
 
 #[cfg(test)]

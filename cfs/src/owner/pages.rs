@@ -24,7 +24,7 @@ const EVICT: usize = 16;
 /// Which frames show pages of the volume, and where those are linked.
 pub(super) struct Frames {
     /// By frame: its slot in the page index plus one.
-    slots: Box<[u64]>,
+    slots: Box<[u32]>,
     used: usize,
     budget: usize,
     hand: usize,
@@ -328,7 +328,7 @@ impl Owner {
             let linked = self.pages.lock().link(key, page);
             match linked {
                 Ok(slot) => {
-                    frames.slots[number.0 as usize] = slot as u64 + 1;
+                    frames.slots[number.0 as usize] = slot as u32 + 1;
                     frames.used += 1;
                     return Ok(page);
                 }
@@ -361,7 +361,7 @@ impl Owner {
         if let Some((page, slot)) = pages.make_way(taken) {
             // Holes' links are not listed.
             if page != self.zeros {
-                frames.slots[page.frame.0 as usize] = slot as u64 + 1;
+                frames.slots[page.frame.0 as usize] = slot as u32 + 1;
             }
             return Ok(());
         }

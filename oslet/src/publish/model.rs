@@ -21,7 +21,7 @@ fn a_record_is_read_whole() {
             clear_record(&shared, 0, 2);
         });
         let mut copy = [9, 9];
-        if read_record(&words, 0, &mut copy).is_some() {
+        if read_record(&words, 0, &mut copy) {
             assert_eq!(copy[0], copy[1]);
             assert!(copy[0] <= 2);
         }

@@ -9,10 +9,10 @@ use crate::limits;
 /// their descriptors, pin counters, references, words of the control page, published tables and
 /// where they put what, requests. Whoever changes any of them raises it. What can be told from
 /// numbers is held to it by `FINGERPRINT`, published tables by a test of theirs.
-pub const LAYOUT_VERSION: u32 = 6;
+pub const LAYOUT_VERSION: u32 = 7;
 
 /// Of [`LAYOUT_VERSION`] and the numbers below: both change, or neither.
-const FINGERPRINT: u64 = 1_033_198_451_115_732_301;
+const FINGERPRINT: u64 = 824_803_741_194_183_160;
 
 /// FNV-1a over all numbers that make the layout.
 const fn fingerprint(numbers: &[usize]) -> u64 {
@@ -68,6 +68,7 @@ const FOUND: u64 = {
         seg::FRAMES,
         seg::FRAMES_OFFSET,
         seg::FRAME_TABLE,
+        seg::FRAME_ENTRY,
         seg::SPACE_OFFSET,
         seg::SPACE_LENGTH,
         seg::HEARTBEAT,
@@ -157,8 +158,10 @@ pub mod segment {
     pub const FRAMES: usize = 48;
     /// u64: offset of the first frame, a multiple of the frame size (2 MiB where there are many).
     pub const FRAMES_OFFSET: usize = 56;
-    /// u64: offset of the frame table, one word a frame (bits 0-23 its generation).
+    /// u64: offset of the frame table: for each frame a u32 (bits 0-23 its generation).
     pub const FRAME_TABLE: usize = 64;
+    /// Bytes of an entry of the frame table.
+    pub const FRAME_ENTRY: usize = 4;
     /// u64: offset of the table space.
     pub const SPACE_OFFSET: usize = 72;
     /// u64: bytes of the table space.

@@ -3,6 +3,7 @@
 mod peer;
 
 use std::fs::File;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU8;
 
@@ -16,7 +17,7 @@ use super::layout::{self, segment as at};
 use super::map::{Mapping, Paging, RawSlice, RawSliceMut, Rw};
 use super::space::Space;
 use crate::id::{Epoch, FrameNo, Generation, ParticipantId};
-use crate::sync::{AtomicU16, AtomicU64, Ordering};
+use crate::sync::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 use crate::{Error, Result, limits};
 
 /// How a segment is made.
@@ -55,16 +56,35 @@ pub struct OwnSegment {
     participant: ParticipantId,
     epoch: Epoch,
     words: Rw<AtomicU64>,
-    frame_table: Rw<AtomicU64>,
+    frame_table: Rw<AtomicU32>,
     frames_offset: usize,
     /// One byte a frame, private to this process: [`FREE`], [`CLAIMED`] or [`PUBLISHED`].
     claims: Box<[AtomicU8]>,
     /// The frames whose claim is [`FREE`].
-    free: Mutex<Vec<FrameNo>>,
+    free: Mutex<Free>,
     space: Mutex<Space>,
     /// Pin counters that are not in use: where, and for how many frames.
     spare_pins: Mutex<Vec<(usize, usize)>>,
     huge: bool,
+}
+
+/// Free frames.
+#[derive(Debug)]
+struct Free {
+    /// Taken first: a little-used segment touches little.
+    returned: Vec<FrameNo>,
+    /// Never taken so far; no list of them takes memory.
+    unused: Range<u32>,
+}
+
+impl Free {
+    fn take(&mut self) -> Option<FrameNo> {
+        self.returned.pop().or_else(|| self.unused.next().map(FrameNo))
+    }
+
+    fn len(&self) -> usize {
+        self.returned.len() + self.unused.len()
+    }
 }
 
 const FREE: u8 = 0;
@@ -83,7 +103,7 @@ impl Parts {
     fn of(spec: &SegmentSpec, page: usize) -> Option<Self> {
         let frame_table = at::FIXED_LEN;
         let space = frame_table
-            .checked_add(spec.frames.checked_mul(8)?)?
+            .checked_add(spec.frames.checked_mul(at::FRAME_ENTRY)?)?
             .checked_next_multiple_of(limits::FRAME_SIZE)?;
         // Many frames start on a huge page, so that huge pages can map all of them.
         let data = spec.frames.checked_mul(limits::FRAME_SIZE)?;
@@ -125,7 +145,7 @@ impl OwnSegment {
         let huge = map.page_in(spec.paging)? || *backing == Backing::Hugetlb;
         shared.seal(&what)?;
         let words = map.words_mut::<AtomicU64>(0, at::FIXED_LEN / 8)?;
-        let frame_table = map.words_mut::<AtomicU64>(parts.frame_table, spec.frames)?;
+        let frame_table = map.words_mut::<AtomicU32>(parts.frame_table, spec.frames)?;
         for frame in 0..spec.frames {
             frame_table.store(frame, 1, Ordering::Relaxed);
         }
@@ -150,8 +170,7 @@ impl OwnSegment {
             frame_table,
             frames_offset: parts.frames,
             claims: (0..spec.frames).map(|_| AtomicU8::new(FREE)).collect(),
-            // Popped from the end: low frames first, so that a little-used segment touches little.
-            free: Mutex::new((0..spec.frames as u32).rev().map(FrameNo).collect()),
+            free: Mutex::new(Free { returned: Vec::new(), unused: 0..spec.frames as u32 }),
             space: Mutex::new(Space::new(parts.space, parts.frames - parts.space)),
             spare_pins: Mutex::default(),
             shared,
@@ -342,7 +361,7 @@ impl OwnSegment {
 
     /// The generation that frame is in now.
     pub(super) fn generation(&self, frame: FrameNo) -> Generation {
-        Generation::new(self.frame_table.load(frame.0 as usize, Ordering::Relaxed) as u32)
+        Generation::new(self.frame_table.load(frame.0 as usize, Ordering::Relaxed))
     }
 
     /// Makes every reference to the frame's present contents stale. Zero is skipped: it would read
@@ -353,12 +372,12 @@ impl OwnSegment {
             next => next,
         };
         // SYNC POINT: pin or reuse
-        self.frame_table.store(frame.0 as usize, u64::from(next.get()), Ordering::SeqCst);
+        self.frame_table.store(frame.0 as usize, next.get(), Ordering::SeqCst);
     }
 
     /// Takes a free frame to fill; `None` if there is none.
     pub(crate) fn claim(self: &Arc<Self>) -> Option<OwnedFrame> {
-        let frame = self.free.lock().pop()?;
+        let frame = self.free.lock().take()?;
         self.claims[frame.0 as usize].store(CLAIMED, Ordering::Relaxed);
         Some(OwnedFrame { segment: Arc::clone(self), frame })
     }
@@ -391,7 +410,7 @@ impl OwnSegment {
         let claim = &self.claims[frame.0 as usize];
         let ours = claim.compare_exchange(from, FREE, Ordering::AcqRel, Ordering::Relaxed).is_ok();
         if ours {
-            self.free.lock().push(frame);
+            self.free.lock().returned.push(frame);
         }
         ours
     }

@@ -8,7 +8,7 @@ use crate::id::{Epoch, FrameNo, Generation, ParticipantId};
 use crate::region::control::{ClusterId, check_version};
 use crate::region::layout::{self, segment as at};
 use crate::region::map::{Mapping, One, Paging, RawFrame, RawSlice, Ro};
-use crate::sync::{AtomicU16, AtomicU64, Ordering};
+use crate::sync::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 use crate::{Error, Result, limits};
 
 /// A segment as it is read: everything in it is checked before it is used.
@@ -18,7 +18,7 @@ pub struct PeerSegment {
     participant: ParticipantId,
     epoch: Epoch,
     words: Ro<AtomicU64>,
-    frame_table: Ro<AtomicU64>,
+    frame_table: Ro<AtomicU32>,
     frames: RawSlice,
 }
 
@@ -149,7 +149,7 @@ impl PeerSegment {
     #[inline(always)]
     pub(in crate::region) fn generation(&self, frame: FrameNo) -> Generation {
         // SYNC POINT: pin or reuse
-        Generation::new(self.frame_table.load(frame.0 as usize, Ordering::SeqCst) as u32)
+        Generation::new(self.frame_table.load(frame.0 as usize, Ordering::SeqCst))
     }
 
     /// The bytes of all frames.

@@ -14,8 +14,8 @@ use super::partner::{Ask, Partner, Told, descriptor, from_words, unexpected};
 const SPARE_FRAMES: usize = 512;
 /// Frames of an OSlet that owns nothing.
 const FEW_FRAMES: usize = 16;
-/// Bytes for the two rings of a channel and what belongs to them.
-const CHANNEL_SPACE: usize = 192 << 10;
+/// Bytes for one participant's halves of the two rings of a channel, and what belongs to them.
+const CHANNEL_SPACE: usize = 96 << 10;
 
 /// OSlets in processes of their own: the first owns the volume, the others read it.
 pub(super) struct Partners {
