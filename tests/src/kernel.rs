@@ -138,7 +138,16 @@ impl Drop for LoopMount {
 }
 
 fn detach(dir: &Path, device: &str) -> Result<()> {
-    let unmounted = run("umount", &[arg(dir)]);
+    let mut unmounted = run("umount", &[arg(dir)]);
+    // A process that another test starts holds a copy of every open file between its fork and its
+    // exec.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while Instant::now() < deadline
+        && unmounted.as_ref().is_err_and(|error| error.to_string().contains("busy"))
+    {
+        std::thread::sleep(Duration::from_millis(20));
+        unmounted = run("umount", &[arg(dir)]);
+    }
     run("losetup", &["-d", device])?;
     unmounted?;
     detach_copies(dir)?;

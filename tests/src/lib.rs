@@ -2,11 +2,13 @@
 #![forbid(unsafe_code)]
 
 pub mod cluster;
+pub mod crash;
 pub mod cut;
 pub mod fsdiff;
 pub mod guest;
 pub mod kernel;
 pub mod load;
+pub mod opfuzz;
 pub mod power;
 pub mod storm;
 pub mod uring;

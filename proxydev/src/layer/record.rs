@@ -56,6 +56,11 @@ impl Change {
         self.what.len().div_ceil(SECTOR)
     }
 
+    /// Whether it concerns any of these bytes.
+    pub fn touches(&self, bytes: Range<u64>) -> bool {
+        self.offset < bytes.end && self.offset.saturating_add(self.what.len()) > bytes.start
+    }
+
     /// Does sectors `part` of it to an image. What lies beyond the image is dropped, and a discard
     /// leaves what was there.
     pub fn apply(&self, image: &mut [u8], part: Range<u64>) {
