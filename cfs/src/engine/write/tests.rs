@@ -2,6 +2,7 @@
 
 mod crash;
 mod files;
+mod many;
 mod maps;
 
 use std::path::Path;
