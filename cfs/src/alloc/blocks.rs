@@ -41,7 +41,8 @@ impl Space {
     /// may be of those held back.
     ///
     /// # Errors
-    /// [`Error::NoSpace`] when no block is free. [`Error::Io`] when bitmaps cannot be read.
+    /// [`Error::NoSpace`] when no block is free: reserved ones are, unless a group was found to be
+    /// corrupt since. [`Error::Io`] when bitmaps cannot be read.
     pub fn claim(self: &Arc<Self>, goal: Block, want: u32, reserved: bool) -> Result<Claim> {
         let want = self.pay(want, reserved)?;
         let found = self.search(goal, want);
@@ -213,7 +214,8 @@ impl Space {
 
     /// Frees blocks. They can be claimed once the handle's transaction has committed.
     ///
-    /// Blocks of a group whose bitmap is corrupt stay in use until e2fsck has looked at it.
+    /// Blocks of a group whose bitmap is corrupt stay in use until e2fsck has looked at it. In each
+    /// group that has some of the others two blocks change, its bitmap and its descriptor.
     ///
     /// # Errors
     /// Before anything has changed: [`Error::Corrupt`] when one of them is no block that a file

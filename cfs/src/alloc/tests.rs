@@ -33,7 +33,10 @@ struct Open {
 
 impl Open {
     fn new(source: &Arc<MemSource>) -> Self {
-        let source: Arc<dyn BlockSource> = source.clone();
+        Self::on(source.clone())
+    }
+
+    fn on(source: Arc<dyn BlockSource>) -> Self {
         let volume = Arc::new(Volume::open(source, &Options::default()).unwrap());
         let journal = Journal::open(&volume, &JournalOptions::default()).unwrap();
         let space = Space::open(&volume).unwrap();

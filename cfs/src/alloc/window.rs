@@ -28,9 +28,9 @@ struct Window {
 
 const SHARDS: usize = 16;
 
-/// Blocks of a window: the least, and the most.
+/// Blocks that are claimed and kept together: the least, and the most.
 const MIN_AHEAD: u32 = 8;
-const MAX_AHEAD: u32 = 2048;
+const MAX_AHEAD: u32 = 8192;
 
 impl Space {
     /// As [`Self::claim`], for an inode that has `has` blocks and is written at its end: what is
@@ -57,7 +57,6 @@ impl Space {
 
     fn search_ahead(&self, ino: Ino, has: u64, goal: Block, want: u32) -> Result<Found> {
         let has = u32::try_from(has).unwrap_or(MAX_AHEAD).saturating_add(want);
-        // Who claims much at once needs no help.
         let ahead = has.clamp(MIN_AHEAD, MAX_AHEAD).saturating_sub(want);
         let mut found = self.search(goal, want.saturating_add(ahead))?;
         if found.len > want {

@@ -1,17 +1,20 @@
 //! Volumes that contradict themselves, and storage that fails.
 
+use proxydev::layer::{Rule, Rules};
+
 use super::*;
 use crate::disk::bitmap;
+use crate::disk::group::Group;
+use crate::engine::store::layer::FaultSource;
 
-fn descriptor(open: &Open, group: u32) -> crate::disk::group::Group {
+fn descriptor(open: &Open, group: u32) -> Group {
     open.volume.groups()[group as usize].unwrap()
 }
 
-/// An image one of whose groups has a bit of its bitmap changed.
-fn damaged(args: &[&str], inodes: bool, bit: u32, set: bool) -> (Arc<MemSource>, u32) {
+/// An image with a group whose bitmaps are on disk, where 100 blocks from bit 2000 on are in use.
+fn used(args: &[&str]) -> (Arc<MemSource>, u32, Group) {
     let source = image(60 << 10, args);
     let open = Open::new(&source);
-    // A group that is in use, so that its bitmaps are on disk.
     let group = 3;
     let goal = Block(open.volume.superblock().group_start(group) + 2000);
     let claim = open.space.claim(goal, 100, false).unwrap();
@@ -24,6 +27,12 @@ fn damaged(args: &[&str], inodes: bool, bit: u32, set: bool) -> (Arc<MemSource>,
     });
     let places = descriptor(&open, group);
     open.stop();
+    (source, group, places)
+}
+
+/// The same with a bit of a bitmap changed.
+fn damaged(args: &[&str], inodes: bool, bit: u32, set: bool) -> (Arc<MemSource>, u32) {
+    let (source, group, places) = used(args);
     let place = if inodes { places.inode_bitmap } else { places.block_bitmap };
     let mut bytes = [0; 1024];
     source.read_at(place.0 * 1024, &mut bytes).unwrap();
@@ -89,6 +98,60 @@ fn a_corrupt_bitmap_of_inodes_is_reported_and_never_used() {
         assert_eq!(open.space.take_problems().len(), 1);
         open.with(|handle| open.space.free_inode(handle, parent, false).unwrap());
     }
+}
+
+#[test]
+fn a_bitmap_that_cannot_be_read_is_tried_again() {
+    let (source, group, places) = used(CHECKED);
+    let rules = Rules::new();
+    let open = Open::on(Arc::new(FaultSource::new(source.clone(), &rules)));
+    let start = open.volume.superblock().group_start(group);
+    let unreadable = |place: Block| Rule {
+        writes: false,
+        flushes: false,
+        range: place.0 * 1024..place.0 * 1024 + 1024,
+        ..Rule::all()
+    };
+    rules.set([places.block_bitmap, places.inode_bitmap].map(unreadable));
+    let before = open.space.statfs();
+    let claim = open.space.claim(Block(start + 3000), 10, false).unwrap();
+    assert_ne!(open.space.place(claim.start()).0, group, "others have room");
+    drop(claim);
+    let parent = Ino(group * open.volume.superblock().inodes_per_group + 1);
+    let made = open.with(|handle| {
+        let refused = open.space.free(handle, Block(start + 2000), 100);
+        assert!(matches!(refused, Err(Error::Io { .. })));
+        let refused = open.space.free_inode(handle, Ino(parent.0 + 100), false);
+        assert!(matches!(refused, Err(Error::Io { .. })));
+        open.space.new_inode(handle, parent, false, false).unwrap()
+    });
+    assert_ne!(open.space.group_of(made).0, group, "others have room");
+    rules.set([Rule { writes: false, flushes: false, ..Rule::all() }]);
+    let elsewhere = open.volume.superblock().group_start(group + 2);
+    for group in &open.space.groups {
+        group.state.lock().unload();
+    }
+    let mut claims = Vec::new();
+    let refused = loop {
+        // Groups that were never used need no bitmap from disk.
+        match open.space.claim(Block(elsewhere), 5000, false) {
+            Ok(claim) => claims.push(claim),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(refused, Error::Io { .. }), "{refused}");
+    drop(claims);
+    rules.set([]);
+    assert_eq!(open.space.statfs().free, before.free);
+    open.with(|handle| {
+        open.space.free(handle, Block(start + 2000), 100).unwrap();
+        open.space.free_inode(handle, made, false).unwrap();
+    });
+    let claim = open.space.claim(Block(start + 3000), 10, false).unwrap();
+    assert_eq!(claim.start().0, start + 3000);
+    drop(claim);
+    open.stop();
+    assert_clean(&source);
 }
 
 #[test]

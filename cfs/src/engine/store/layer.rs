@@ -48,6 +48,16 @@ impl<S: BlockSource> BlockSource for RecordSource<S> {
         self.log.flushed(submitted);
         Ok(())
     }
+
+    fn can_discard(&self) -> bool {
+        self.below.can_discard()
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> Result<()> {
+        let submitted = self.log.now();
+        self.below.discard(offset, len)?;
+        Ok(self.log.change(offset, What::Discard(len), false, submitted)?)
+    }
 }
 
 /// A source whose requests fail by rules; what fails does not reach the source below.
@@ -92,6 +102,15 @@ impl<S: BlockSource> BlockSource for FaultSource<S> {
     fn flush(&self) -> Result<()> {
         self.judge(Kind::Flush, "flush", 0, 0)?;
         self.below.flush()
+    }
+
+    fn can_discard(&self) -> bool {
+        self.below.can_discard()
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> Result<()> {
+        self.judge(Kind::Write, "discard", offset, len as usize)?;
+        self.below.discard(offset, len)
     }
 }
 
