@@ -118,8 +118,6 @@ impl Stored {
 
 /// Bytes of an inode that has no further fields.
 const BASE_SIZE: usize = crate::limits::MIN_INODE_SIZE as usize;
-/// Bytes of further fields up to and with the upper half of the checksum.
-const CHECKSUM_HI_END: usize = 4;
 
 struct Cleaner<'a> {
     volume: &'a Volume,
@@ -296,13 +294,7 @@ impl Cleaner<'_> {
         let superblock = self.volume.superblock();
         if superblock.features.metadata_csum() {
             let extra = stored.extra_size();
-            let sum = inode::checksum(&stored.bytes, inode.checksum_seed, extra);
-            stored.edit(|raw| {
-                raw.checksum_lo = (sum as u16).into();
-                if extra >= CHECKSUM_HI_END {
-                    raw.checksum_hi = ((sum >> 16) as u16).into();
-                }
-            });
+            inode::encode::seal(&mut stored.bytes, inode.checksum_seed, extra);
         }
         self.volume.source().write_at(stored.offset, &stored.bytes)
     }

@@ -2,16 +2,14 @@
 
 use super::map::Freed;
 use super::{Live, Writer};
-use crate::disk::checksum::crc32c;
-use crate::disk::xattr;
+use crate::disk::xattr::{self, edit};
 use crate::id::Block;
 use crate::journal::Handle;
 use crate::{Error, Result};
 
 const MAGIC: u32 = 0xea02_0000;
-/// Where the block counts the inodes that share it, and where its checksum is.
-const USERS: usize = 4;
-const CHECKSUM: usize = 0x10;
+/// Bytes of the block's head, where it counts the inodes that share it and has its checksum.
+const HEAD: usize = 32;
 
 impl Writer {
     /// Takes an inode's reference off its block of attributes, which goes with the last one. Up to
@@ -35,16 +33,13 @@ impl Writer {
             return Err(bad("no such block"));
         }
         let cached = handle.read(place)?;
-        let word = |at: usize| {
-            cached.bytes[at..].first_chunk().map_or(0, |word| u32::from_le_bytes(*word))
-        };
         let sums = superblock.features.metadata_csum();
         let sum = xattr::checksum(&cached.bytes, place, superblock.checksum_seed);
         if sums && sum.is_none_or(|(found, computed)| found != computed) {
             return Err(bad("wrong checksum"));
         }
-        let users = word(USERS);
-        if word(0) != MAGIC || users == 0 {
+        let users = edit::users(&cached.bytes);
+        if cached.bytes.first_chunk() != Some(&MAGIC.to_le_bytes()) || users == 0 {
             return Err(bad("nobody has them"));
         }
         if users == 1 {
@@ -53,24 +48,13 @@ impl Writer {
             let freed = Freed { start: place, len: 1 };
             self.free(handle, live, freed).map_err(|error| handle.fail(error))?;
         } else {
-            let users = (users - 1).to_le_bytes();
-            let bytes = &cached.bytes;
-            let number = place.0.to_le_bytes();
-            let parts: [&[u8]; 6] = [
-                &number,
-                &bytes[..USERS],
-                &users,
-                &bytes[USERS + 4..CHECKSUM],
-                &[0; 4],
-                &bytes[CHECKSUM + 4..],
-            ];
-            let sum = parts.iter().fold(superblock.checksum_seed, |sum, part| crc32c(sum, part));
-            drop(cached);
-            handle.put(place, USERS, &users).map_err(|error| handle.fail(error))?;
+            let mut bytes = edit::with_users(&cached.bytes, users - 1);
             if sums {
-                let put = handle.put(place, CHECKSUM, &sum.to_le_bytes());
-                put.map_err(|error| handle.fail(error))?;
+                edit::seal(&mut bytes, place, superblock.checksum_seed);
             }
+            drop(cached);
+            let put = handle.put(place, 0, &bytes[..HEAD]);
+            put.map_err(|error| handle.fail(error))?;
             live.discharge(1, superblock);
         }
         live.inode.xattr_block = 0;

@@ -30,6 +30,9 @@ pub struct Live {
     pub(super) orphan: Orphan,
     /// Whether its number has been given back.
     pub gone: bool,
+    /// Whether contents went through the journal though it is a file: with `data=journal`, or as
+    /// the value of an attribute.
+    pub journaled: bool,
     /// Where it lies.
     place: Place,
     /// Its bytes as they were stored last, and room for as many.
@@ -68,6 +71,7 @@ impl Live {
         }
         let next = stored.clone();
         let (disk_size, orphan) = (inode.size, Orphan::No);
+        let journaled = inode.flags.contains(InodeFlags::EA_INODE);
         Ok(Self {
             inode,
             disk_size,
@@ -76,6 +80,7 @@ impl Live {
             data_tid: tid,
             orphan,
             gone: false,
+            journaled,
             place,
             stored,
             next,
@@ -86,6 +91,7 @@ impl Live {
     pub(super) fn fresh(writer: &Writer, inode: Inode, tid: Tid) -> Result<Self> {
         let place = Place::of(writer, inode.ino)?;
         let size = writer.volume.superblock().inode_size as usize;
+        let journaled = inode.flags.contains(InodeFlags::EA_INODE);
         Ok(Self {
             disk_size: inode.size,
             inode,
@@ -94,6 +100,7 @@ impl Live {
             data_tid: tid,
             orphan: Orphan::No,
             gone: false,
+            journaled,
             place,
             stored: vec![0; size].into(),
             next: vec![0; size].into(),
@@ -115,6 +122,11 @@ impl Live {
         let place = self.place.offset..self.place.offset + self.stored.len();
         self.stored.copy_from_slice(&block.bytes[place]);
         Ok(())
+    }
+
+    /// Whether its contents go through the journal as metadata do.
+    pub(super) fn is_journaled(&self) -> bool {
+        self.journaled || self.inode.kind != Kind::Regular
     }
 
     /// Adds blocks to those that the inode is charged for, of data or of its map.

@@ -22,7 +22,10 @@ pub(super) struct Freed {
 }
 
 /// Groups whose blocks are given back in one step: each costs two credits.
-pub(super) const GROUPS_AT_ONCE: u32 = 16;
+const GROUPS_AT_ONCE: u32 = 16;
+
+/// Blocks of journaled contents that are given back in one step: each is forgotten, for a credit.
+const FORGOTTEN_AT_ONCE: u64 = 64;
 
 /// Counts the groups in which runs lie.
 #[derive(Default)]
@@ -204,6 +207,34 @@ impl Writer {
         self.space.free(handle, freed.start, freed.len)?;
         live.discharge(freed.len, self.volume.superblock());
         Ok(())
+    }
+
+    /// Gives back blocks of contents. Of those that went through the journal a replay must not
+    /// bring back what was in them, over whatever they are by then.
+    pub(super) fn free_contents(
+        &self,
+        handle: &mut Handle<'_>,
+        live: &mut Live,
+        freed: Freed,
+    ) -> Result<()> {
+        if live.is_journaled() {
+            for block in freed.start.0..freed.start.0 + freed.len {
+                handle.forget(Block(block));
+            }
+        }
+        self.free(handle, live, freed)
+    }
+
+    /// Has the handle give back contents: credits for a step, and how many blocks that can have.
+    pub(super) fn step_back(&self, handle: &mut Handle<'_>, live: &mut Live) -> Result<u64> {
+        let credits = Self::EDIT_CREDITS + 2 * GROUPS_AT_ONCE;
+        if live.is_journaled() {
+            self.step(handle, live, credits + FORGOTTEN_AT_ONCE as u32)?;
+            Ok(FORGOTTEN_AT_ONCE)
+        } else {
+            self.step(handle, live, credits)?;
+            Ok(u64::MAX)
+        }
     }
 
     /// Has the handle change so many more blocks, in the next transaction if need be: the inode is

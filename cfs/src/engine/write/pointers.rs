@@ -242,16 +242,17 @@ impl Writer {
     fn remove_data(&self, handle: &mut Handle<'_>, live: &mut Live, tree: &Subtree) -> Result<()> {
         let mut to = tree.to;
         while to > tree.from {
-            self.step(handle, live, Self::EDIT_CREDITS + 2 * super::map::GROUPS_AT_ONCE)?;
+            let most = self.step_back(handle, live)?.min(to.into()) as u32;
+            let tree = Subtree { from: tree.from.max(to - most), ..*tree };
             let mut runs = [Freed { start: Block(0), len: 0 }; RUNS_AT_ONCE];
-            let (from, count) = self.last_runs(handle, live, tree, to, &mut runs)?;
+            let (from, count) = self.last_runs(handle, live, &tree, to, &mut runs)?;
             if count > 0 {
                 (live.tid, live.data_tid) = (handle.tid(), handle.tid());
                 let zeros = vec![0; (to - from) as usize * 4];
                 self.put_words(handle, live, tree.table, from, &zeros)
                     .map_err(|error| handle.fail(error))?;
                 for &run in &runs[..count] {
-                    self.free(handle, live, run).map_err(|error| handle.fail(error))?;
+                    self.free_contents(handle, live, run).map_err(|error| handle.fail(error))?;
                 }
             }
             to = from;

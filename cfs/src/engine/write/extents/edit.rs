@@ -4,7 +4,7 @@ use super::Path;
 use crate::alloc::Claim;
 use crate::disk::extent::Extent;
 use crate::disk::extent::edit::Entry;
-use crate::engine::write::map::{Freed, GROUPS_AT_ONCE, Groups};
+use crate::engine::write::map::{Freed, Groups};
 use crate::engine::write::{Live, Writer};
 use crate::id::Block;
 use crate::journal::Handle;
@@ -129,15 +129,19 @@ impl Writer {
     ) -> Result<()> {
         let mut end = end.min(1 << 32);
         while end > first {
-            self.step(handle, live, Self::EDIT_CREDITS + 2 * GROUPS_AT_ONCE)?;
+            let most = self.step_back(handle, live)?;
             let path = self.path(&live.inode, (end - 1) as u32)?;
+            let last = Self::extent_at(&path.leaf(&live.inode)?, path.at());
+            let Some(last) = last.filter(|last| last.end() > first) else { break };
+            end = end.min(last.end());
+            let first = first.max(end.saturating_sub(most));
             let mut freed = [Freed { start: Block(0), len: 0 }; EXTENTS_AT_ONCE];
             let Some(cut) = self.cut(live, &path, first, end, &mut freed)? else { break };
             end = cut.next;
             let splice = self.prepare(live, path, cut.range, cut.left.count)?;
             self.splice(handle, live, splice, cut.left.get())?;
             for &freed in &freed[..cut.freed] {
-                self.free(handle, live, freed).map_err(|error| handle.fail(error))?;
+                self.free_contents(handle, live, freed).map_err(|error| handle.fail(error))?;
             }
         }
         Ok(())

@@ -144,3 +144,46 @@ fn power_may_fail_in_cuts_of_many_transactions() {
         assert!(cut > 0);
     }
 }
+
+#[test]
+fn what_a_directory_was_does_not_come_back_over_contents() {
+    for (name, args) in KINDS {
+        println!("{name}");
+        let memory = Memory::new(image(32, args));
+        let writer = memory.writer();
+        let cell = unnamed(&writer, 0);
+        let mut live = cell.write();
+        live.inode.kind = crate::disk::inode::Kind::Directory;
+        let mut blocks = Vec::new();
+        for at in 0..150 {
+            let goal = Block(9000 + 3 * at);
+            let claim = writer.space.claim(goal, 1, false).unwrap();
+            let mut handle = writer.begin(writer.insert_credits(&live, 1) + 1).unwrap();
+            handle.create(claim.start(), vec![0xaa; 1024].into()).unwrap();
+            blocks.push(claim.start());
+            writer.insert_run(&mut handle, &mut live, at, claim, false).unwrap();
+            writer.store(&mut handle, &mut live).unwrap();
+        }
+        live.inode.kind = crate::disk::inode::Kind::Regular;
+        live.journaled = true;
+        drop(live);
+        writer.journal.flush_all().unwrap();
+        writer.settle(&cell).unwrap();
+        writer.journal.flush_all().unwrap();
+        // They are free now, and somebody else's at once.
+        for block in &blocks {
+            memory.0.write_at(block.0 << 10, &[0x55; 1024]).unwrap();
+        }
+        let crashed = Memory::new(memory.bytes());
+        drop(writer);
+        let source: Arc<dyn BlockSource> = crashed.0.clone();
+        let report = recover(&source).unwrap().unwrap();
+        assert!(report.revoked > 0);
+        for block in &blocks {
+            let mut bytes = [0; 1024];
+            crashed.0.read_at(block.0 << 10, &mut bytes).unwrap();
+            assert!(bytes == [0x55; 1024], "{block}");
+        }
+        assert_clean(&crashed.bytes());
+    }
+}
