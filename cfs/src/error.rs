@@ -61,6 +61,24 @@ pub enum Error {
     /// Something other than a directory was needed.
     #[error("is a directory")]
     IsADirectory,
+    /// The name is there already.
+    #[error("file exists")]
+    Exists,
+    /// A directory with names in it.
+    #[error("directory not empty")]
+    NotEmpty,
+    /// An inode with as many names, or a directory with as many directories, as there can be.
+    #[error("too many links")]
+    TooManyLinks,
+    /// What this inode's flags or this caller's rights forbid.
+    #[error("operation not permitted")]
+    NotPermitted,
+    /// What the inode's kind forbids everybody.
+    #[error("permission denied")]
+    AccessDenied,
+    /// An extended attribute's name of no byte or of more than 255.
+    #[error("attribute name of a length that cannot be")]
+    NameRange,
     /// A name of more than 255 bytes.
     #[error("name too long")]
     NameTooLong,
@@ -162,6 +180,12 @@ impl Error {
             Self::Stale(_) => Errno::STALE,
             Self::NotADirectory => Errno::NOTDIR,
             Self::IsADirectory => Errno::ISDIR,
+            Self::Exists => Errno::EXIST,
+            Self::NotEmpty => Errno::NOTEMPTY,
+            Self::TooManyLinks => Errno::MLINK,
+            Self::NotPermitted => Errno::PERM,
+            Self::AccessDenied => Errno::ACCESS,
+            Self::NameRange => Errno::RANGE,
             Self::NameTooLong => Errno::NAMETOOLONG,
             Self::NoAttribute => Errno::NODATA,
             Self::TooBig(_) => Errno::TOOBIG,

@@ -10,6 +10,8 @@ pub const MIN_INODE_SIZE: u32 = 128;
 pub const MAX_NAME: usize = 255;
 /// Groups of one volume, whose descriptors are kept in memory: 512 TiB in groups of 128 MiB.
 pub const MAX_GROUPS: u32 = 1 << 22;
+/// Names of an inode other than a directory, and directories that one counts.
+pub const MAX_LINKS: u16 = 65_000;
 /// Levels of an extent tree below its root.
 pub const MAX_EXTENT_DEPTH: u16 = 5;
 /// Levels of a hashed directory below its root: two with `large_dir`.

@@ -70,18 +70,36 @@ bitflags! {
     /// The flags of an inode that matter to readers; the others are kept.
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
     pub struct InodeFlags: u32 {
+        /// For secure deletion, which nothing does.
+        const SECRM = 0x1;
+        /// For undeletion, which nothing does.
+        const UNRM = 0x2;
         /// Compressed.
         const COMPRESSED = 0x4;
+        /// Changes are durable when they are answered.
+        const SYNC = 0x8;
         /// May not change.
         const IMMUTABLE = 0x10;
         /// May only grow.
         const APPEND = 0x20;
         /// Not for dump(8).
         const NODUMP = 0x40;
+        /// Reading leaves the time of the last read as it is.
+        const NOATIME = 0x80;
+        /// Not to be compressed.
+        const NOCOMPR = 0x400;
         /// Encrypted.
         const ENCRYPTED = 0x800;
         /// A directory with a hash tree.
         const INDEX = 0x1000;
+        /// Contents go through the journal.
+        const JOURNAL_DATA = 0x4000;
+        /// The last block is not shared.
+        const NOTAIL = 0x8000;
+        /// A directory: changes of its names are durable when they are answered.
+        const DIRSYNC = 0x1_0000;
+        /// A directory: those in it are spread over the volume.
+        const TOPDIR = 0x2_0000;
         /// The block count is in blocks.
         const HUGE_FILE = 0x4_0000;
         /// Mapped by extents.
@@ -90,8 +108,28 @@ bitflags! {
         const VERITY = 0x10_0000;
         /// Holds the value of an extended attribute.
         const EA_INODE = 0x20_0000;
+        /// Persistent memory is mapped directly.
+        const DAX = 0x200_0000;
         /// Contents are in the inode.
         const INLINE_DATA = 0x1000_0000;
+        /// A directory: what is made in it has its project.
+        const PROJINHERIT = 0x2000_0000;
+        /// A directory: names that differ in case are the same.
+        const CASEFOLD = 0x4000_0000;
+        /// What is made in a directory gets of these.
+        const INHERITED = Self::SECRM.bits() | Self::UNRM.bits() | Self::COMPRESSED.bits()
+            | Self::SYNC.bits() | Self::NODUMP.bits() | Self::NOATIME.bits()
+            | Self::NOCOMPR.bits() | Self::JOURNAL_DATA.bits() | Self::NOTAIL.bits()
+            | Self::DIRSYNC.bits() | Self::PROJINHERIT.bits() | Self::CASEFOLD.bits()
+            | Self::DAX.bits();
+        /// Only directories have these.
+        const OF_DIRECTORIES = Self::DIRSYNC.bits() | Self::TOPDIR.bits()
+            | Self::PROJINHERIT.bits() | Self::CASEFOLD.bits();
+        /// chattr(1) sets these.
+        const SETTABLE = Self::SECRM.bits() | Self::UNRM.bits() | Self::COMPRESSED.bits()
+            | Self::SYNC.bits() | Self::IMMUTABLE.bits() | Self::APPEND.bits()
+            | Self::NODUMP.bits() | Self::NOATIME.bits() | Self::JOURNAL_DATA.bits()
+            | Self::NOTAIL.bits() | Self::DIRSYNC.bits() | Self::TOPDIR.bits();
         const _ = !0;
     }
 }

@@ -123,6 +123,11 @@ pub fn parse_inode(extra: &[u8]) -> Result<Vec<Entry<'_>>, String> {
     }
 }
 
+/// Whether there are attributes in what follows an inode's fields.
+pub fn has_attributes(extra: &[u8]) -> bool {
+    extra.first_chunk().is_some_and(|magic| u32::from_le_bytes(*magic) == MAGIC)
+}
+
 /// The attributes in a block.
 pub fn parse_block(block: &[u8]) -> Result<Vec<Entry<'_>>, String> {
     let (header, _) = RawHeader::ref_from_prefix(block)

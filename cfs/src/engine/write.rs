@@ -5,14 +5,23 @@
 //! consistent as the handle's end needs it; those that take none begin handles themselves, so their
 //! callers have none. What the layers may assume of each other is in docs/writing.md.
 
+mod acl;
 mod attributes;
+mod budget;
+mod dir;
 mod extents;
 mod inode;
+mod make;
 mod map;
+mod names;
 mod orphans;
 mod pointers;
+mod remove;
+mod rename;
+mod setattr;
 mod table;
 mod truncate;
+mod xattr;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -29,10 +38,15 @@ use crate::journal::{Handle, Journal, JournalOptions};
 use crate::{Error, Result, limits};
 
 pub use inode::Live;
+pub use make::New;
+pub use names::{Effects, Report};
 use orphans::Orphans;
+pub use rename::{At, RenameFlags};
+pub use setattr::{SetAttr, SetTime};
 pub use table::Cell;
 use table::Table;
 pub use truncate::Allocate;
+pub use xattr::XattrFlags;
 
 /// How a volume is written.
 #[derive(Clone, Debug)]

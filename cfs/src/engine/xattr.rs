@@ -45,7 +45,7 @@ impl Volume {
     }
 
     /// The block of an inode's attributes, if it has one.
-    fn xattr_block(&self, inode: &Inode) -> Result<Option<Arc<CachedBlock>>> {
+    pub(super) fn xattr_block(&self, inode: &Inode) -> Result<Option<Arc<CachedBlock>>> {
         let place = Block(inode.xattr_block);
         if place.0 == 0 {
             return Ok(None);

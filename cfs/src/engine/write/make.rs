@@ -1,0 +1,296 @@
+//! New inodes and new names: create, mknod, mkdir, symlink, link.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
+
+use super::budget::Budget;
+use super::dir::{Place, Sought};
+use super::names::{Effects, Report, check_dir, check_name, is_dots, is_sync, may_add, touch};
+use super::xattr::Layout;
+use super::{Cell, Live, Writer, now};
+use crate::alloc::Claim;
+use crate::disk::dirent::edit::{self, NewEntry};
+use crate::disk::inode::{Inode, InodeFlags, Kind};
+use crate::disk::time::Timestamp;
+use crate::id::Ino;
+use crate::journal::Handle;
+use crate::limits::MAX_LINKS;
+use crate::{Caller, Error, Result};
+
+/// What is to be made.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct New<'a> {
+    /// Type and permissions, to which the umask has not been applied.
+    pub mode: u16,
+    /// Applied where the directory has no default ACL.
+    pub umask: u16,
+    /// Major and minor of a device node.
+    pub device: (u32, u32),
+    /// Where a symbolic link points.
+    pub target: &'a [u8],
+}
+
+const SETGID: u16 = 0o2000;
+const GROUP_EXECUTE: u16 = 0o010;
+/// Targets of this length and longer have a block of their own.
+const FAST_LINK: usize = 60;
+
+/// Blocks that making an inode changes beside its directory: those of its number and of its
+/// attributes, itself, and its first block with the map of that.
+const MAKE_CREDITS: u32 = 4 + 3 + Writer::STORE_CREDITS + 1 + 2 + 2 * 2;
+
+impl Writer {
+    /// Makes a file, a directory, a node, a socket or a symbolic link.
+    ///
+    /// # Errors
+    /// `EEXIST` when the name is there, `EPERM` in an immutable directory, `EMLINK` for one
+    /// directory too many, `ENAMETOOLONG`, `ENOSPC`: nothing has changed then.
+    pub fn make(
+        &self,
+        caller: &Caller,
+        parent: Ino,
+        name: &[u8],
+        new: &New<'_>,
+        report: Report<'_>,
+    ) -> Result<Arc<Cell>> {
+        check_name(name)?;
+        let kind = self.check_new(new)?;
+        let parent_cell = self.live(parent)?;
+        let mut dir = parent_cell.write();
+        let place = self.seek_free(&dir, name)?;
+        if kind == Kind::Directory {
+            self.check_dir_links(&dir)?;
+        }
+        let inherited = self.inherited(&dir, new.mode, new.umask)?;
+        let fresh = self.fresh_blocks(&dir.inode, &place)?;
+        let own = u32::from(kind == Kind::Directory || new.target.len() >= FAST_LINK);
+        let apart = inherited.layout.as_ref().map_or(0, Layout::fresh);
+        let mut budget = Budget::new(&self.space, caller, fresh + own + apart)?;
+        let mut handle = self.begin(self.enter_credits(&dir, fresh) + MAKE_CREDITS)?;
+        let claims = budget.claim(self.dir_goal(&dir, fresh), fresh)?;
+        let own = budget.claim(self.goal_below(&dir), own)?;
+        let top = parent == Ino::ROOT || dir.inode.flags.contains(InodeFlags::TOPDIR);
+        let ino = self.space.new_inode(&mut handle, parent, top, kind == Kind::Directory)?;
+        let now = now();
+        let inode = self.new_inode(ino, kind, &dir.inode, caller, new, inherited.mode, now);
+        let made = inode
+            .map_err(|error| handle.fail(error))
+            .and_then(|inode| self.adopt(&mut handle, inode))?;
+        let mut live = made.write();
+        let parts = Parts { layout: inherited.layout, target: new.target, parent };
+        self.fill_new(&mut handle, &mut budget, &mut live, parts, own)
+            .map_err(|error| handle.fail(error))?;
+        let file_type = self.dir_format().file_type(kind);
+        let entry = NewEntry { ino: ino.0, name, file_type };
+        self.enter(&mut handle, &mut budget, &mut dir, place, &entry, claims)?;
+        if kind == Kind::Directory {
+            self.add_subdir(&mut dir);
+        }
+        touch(&mut dir, now);
+        self.store(&mut handle, &mut dir)?;
+        if is_sync(&dir) {
+            handle.sync();
+        }
+        drop(handle);
+        report(&Effects {
+            inodes: &[(&parent_cell, &dir), (&made, &live)],
+            appeared: &[(parent, name, ino)],
+            vanished: &[],
+        });
+        drop(live);
+        Ok(made)
+    }
+
+    /// The place for a name in a directory that may get it.
+    fn seek_free(&self, dir: &Live, name: &[u8]) -> Result<Place> {
+        check_dir(dir)?;
+        if is_dots(name) {
+            return Err(Error::Exists);
+        }
+        let Sought::Absent(place) = self.seek(&dir.inode, name)? else {
+            return Err(Error::Exists);
+        };
+        may_add(dir)?;
+        Ok(place)
+    }
+
+    /// Refuses what no inode can be.
+    fn check_new(&self, new: &New<'_>) -> Result<Kind> {
+        let kind = Kind::from_mode(new.mode)
+            .ok_or_else(|| Error::Invalid(format!("mode {:#o} has no type", new.mode)))?;
+        if kind == Kind::Symlink {
+            if new.target.is_empty() {
+                return Err(Error::NotFound);
+            }
+            // With the zero byte that ends it a target fills a block at most.
+            if new.target.len() >= self.volume.superblock().block_size as usize {
+                return Err(Error::NameTooLong);
+            }
+        }
+        Ok(kind)
+    }
+
+    /// An inode with all that it gets from its directory and from who makes it.
+    fn new_inode(
+        &self,
+        ino: Ino,
+        kind: Kind,
+        dir: &Inode,
+        caller: &Caller,
+        new: &New<'_>,
+        mode: u16,
+        now: Timestamp,
+    ) -> Result<Inode> {
+        let mut inode = Inode::fresh(ino, mode, generation(), now, self.volume.superblock())?;
+        inode.links = if kind == Kind::Directory { 2 } else { 1 };
+        (inode.uid, inode.gid) = (caller.uid, caller.gid);
+        if dir.mode & SETGID != 0 {
+            inode.gid = dir.gid;
+            if kind == Kind::Directory {
+                inode.mode |= SETGID;
+            } else if new.mode & (SETGID | GROUP_EXECUTE) == SETGID | GROUP_EXECUTE
+                && !caller.privileged
+                && caller.gid != dir.gid
+            {
+                inode.mode &= !SETGID;
+            }
+        }
+        let passed_on = match kind {
+            Kind::Directory => InodeFlags::INHERITED,
+            Kind::Regular => InodeFlags::INHERITED - InodeFlags::OF_DIRECTORIES,
+            _ => InodeFlags::NODUMP | InodeFlags::NOATIME,
+        };
+        inode.flags |= dir.flags & passed_on;
+        match kind {
+            Kind::CharDevice | Kind::BlockDevice => {
+                inode.set_device(new.device.0, new.device.1);
+            }
+            Kind::Symlink => {
+                inode.size = new.target.len() as u64;
+                if new.target.len() < FAST_LINK {
+                    inode.flags -= InodeFlags::EXTENTS;
+                    inode.block = [0; FAST_LINK];
+                    inode.block[..new.target.len()].copy_from_slice(new.target);
+                }
+            }
+            _ => {}
+        }
+        Ok(inode)
+    }
+
+    /// Gives a new inode its attributes and its first block, and stores it.
+    fn fill_new(
+        &self,
+        handle: &mut Handle<'_>,
+        budget: &mut Budget<'_>,
+        live: &mut Live,
+        parts: Parts<'_>,
+        mut claims: Vec<Claim>,
+    ) -> Result<()> {
+        if claims.is_empty() && parts.layout.is_none() {
+            return Ok(());
+        }
+        let block_size = self.volume.superblock().block_size as usize;
+        let content = match live.inode.kind {
+            Kind::Directory => {
+                let format = self.dir_format();
+                let ino = live.inode.ino.0;
+                let mut block = edit::first_block(block_size, ino, parts.parent.0, format);
+                edit::seal(&mut block, format, live.inode.checksum_seed);
+                (live.inode.size, live.disk_size) = (block_size as u64, block_size as u64);
+                Some(block)
+            }
+            Kind::Symlink if parts.target.len() >= FAST_LINK => {
+                let mut block = vec![0; block_size].into_boxed_slice();
+                block[..parts.target.len()].copy_from_slice(parts.target);
+                Some(block)
+            }
+            _ => None,
+        };
+        if let Some(content) = content
+            && let Some(claim) = claims.pop()
+        {
+            let place = claim.start();
+            budget.insert(self, handle, live, 0, vec![claim])?;
+            handle.create(place, content)?;
+        }
+        if let Some(layout) = parts.layout {
+            self.put_attributes(handle, budget, live, layout)?;
+        }
+        self.store(handle, live)
+    }
+}
+
+/// What a new inode consists of beside its fields.
+struct Parts<'a> {
+    layout: Option<Layout>,
+    target: &'a [u8],
+    parent: Ino,
+}
+
+/// A number that tells one use of an inode number from the next.
+fn generation() -> u32 {
+    static KEYS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    KEYS.hash_one(COUNT.fetch_add(1, Ordering::Relaxed)) as u32
+}
+
+impl Writer {
+    /// Gives an inode a further name.
+    ///
+    /// # Errors
+    /// `EPERM` for a directory, and for an inode or a directory that is immutable; `EMLINK`;
+    /// `ENOENT` for an inode that has no name any more; and as [`Self::make`].
+    pub fn link(
+        &self,
+        caller: &Caller,
+        ino: Ino,
+        parent: Ino,
+        name: &[u8],
+        report: Report<'_>,
+    ) -> Result<Arc<Cell>> {
+        check_name(name)?;
+        let parent_cell = self.live(parent)?;
+        let mut dir = parent_cell.write();
+        let place = self.seek_free(&dir, name)?;
+        // A directory may be the very one that is locked; its kind never changes.
+        let cell = if ino == parent { return Err(Error::NotPermitted) } else { self.live(ino)? };
+        let mut live = cell.write();
+        let fixed = live.inode.flags.intersects(InodeFlags::IMMUTABLE | InodeFlags::APPEND);
+        if fixed || live.inode.kind == Kind::Directory {
+            return Err(Error::NotPermitted);
+        }
+        if live.inode.links == 0 {
+            return Err(Error::NotFound);
+        }
+        if live.inode.links >= MAX_LINKS {
+            return Err(Error::TooManyLinks);
+        }
+        let fresh = self.fresh_blocks(&dir.inode, &place)?;
+        let mut budget = Budget::new(&self.space, caller, fresh)?;
+        let credits = self.enter_credits(&dir, fresh) + Self::STORE_CREDITS;
+        let mut handle = self.begin(credits)?;
+        let claims = budget.claim(self.dir_goal(&dir, fresh), fresh)?;
+        let file_type = self.dir_format().file_type(live.inode.kind);
+        let entry = NewEntry { ino: ino.0, name, file_type };
+        self.enter(&mut handle, &mut budget, &mut dir, place, &entry, claims)?;
+        let now = now();
+        touch(&mut dir, now);
+        live.inode.ctime = now;
+        live.inode.links += 1;
+        self.store(&mut handle, &mut live)?;
+        self.store(&mut handle, &mut dir)?;
+        if is_sync(&dir) {
+            handle.sync();
+        }
+        drop(handle);
+        report(&Effects {
+            inodes: &[(&parent_cell, &dir), (&cell, &live)],
+            appeared: &[(parent, name, ino)],
+            vanished: &[],
+        });
+        drop(live);
+        Ok(cell)
+    }
+}
