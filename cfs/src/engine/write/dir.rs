@@ -22,6 +22,8 @@ pub(super) struct Spot {
     /// What it leads to.
     pub(super) ino: Ino,
     block: Block,
+    /// Whether that is the directory's first, which is the root of its hash tree.
+    first: bool,
     found: Found,
 }
 
@@ -49,13 +51,6 @@ pub(super) struct Leaf {
     path: Vec<(u32, Arc<CachedBlock>, usize)>,
     number: u32,
     bytes: Arc<CachedBlock>,
-}
-
-/// The changes that enter a name.
-enum Entering {
-    Patch(Block, Patch),
-    /// Whole blocks of the directory. It has a hash tree afterwards, or has not.
-    Blocks(Vec<DirBlock>, bool),
 }
 
 /// Blocks that entering a name changes of those that were there: a leaf, and the index above it.
@@ -99,7 +94,8 @@ impl Writer {
             let (block, cached) = self.volume.dir_block_at(dir, number)?;
             let scan = edit::scan(&cached.bytes, name, format).map_err(bad(dir))?;
             if let Some(found) = scan.found {
-                return Ok(Sought::Found(Spot { ino: Ino(found.ino), block, found }));
+                let spot = Spot { ino: Ino(found.ino), block, first: number == 0, found };
+                return Ok(Sought::Found(spot));
             }
             if room.is_none() {
                 room = scan.room.map(|room| (block, room));
@@ -131,7 +127,8 @@ impl Writer {
             let (block, cached) = self.volume.dir_block_at(dir, number.into())?;
             let scan = edit::scan(&cached.bytes, name, format).map_err(bad(dir))?;
             if let Some(found) = scan.found {
-                return Ok(Sought::Found(Spot { ino: Ino(found.ino), block, found }));
+                let spot = Spot { ino: Ino(found.ino), block, first: false, found };
+                return Ok(Sought::Found(spot));
             }
             // Names of one hash go into the first of their leaves.
             if place.is_none() {
@@ -205,35 +202,52 @@ impl Writer {
         entry: &NewEntry<'_>,
         claims: Vec<Claim>,
     ) -> Result<()> {
-        let entering = self.entering(&dir.inode, place, entry);
-        let put = entering.and_then(|entering| match entering {
-            Entering::Patch(block, patch) => put_patch(handle, block, &patch),
-            Entering::Blocks(blocks, indexed) => {
-                self.put_blocks(handle, budget, dir, (blocks, indexed), claims)
-            }
-        });
+        let put = match place {
+            Place::Room(block, room) => self.enter_room(handle, &dir.inode, block, room, entry),
+            place => self
+                .grown(&dir.inode, place, entry)
+                .and_then(|grown| self.put_blocks(handle, budget, dir, grown, claims)),
+        };
         put.map_err(|error| handle.fail(error))
     }
 
-    fn entering(&self, dir: &Inode, place: Place, entry: &NewEntry<'_>) -> Result<Entering> {
+    fn enter_room(
+        &self,
+        handle: &mut Handle<'_>,
+        dir: &Inode,
+        block: Block,
+        room: Room,
+        entry: &NewEntry<'_>,
+    ) -> Result<()> {
+        let patch = {
+            let cached = self.volume.block(block)?;
+            let mut patch = edit::insert(&cached.bytes, room, entry).map_err(bad(dir))?;
+            patch.seal(&cached.bytes, self.dir_format(), dir.checksum_seed);
+            patch
+        };
+        put_patch(handle, block, &patch)
+    }
+
+    /// The blocks that change or are new when a directory without room gets a name, and whether it
+    /// has a hash tree then.
+    fn grown(
+        &self,
+        dir: &Inode,
+        place: Place,
+        entry: &NewEntry<'_>,
+    ) -> Result<(Vec<DirBlock>, bool)> {
         let format = self.dir_format();
         let seed = dir.checksum_seed;
         let superblock = self.volume.superblock();
         let next = (dir.size >> superblock.block_bits) as u32;
         let rules = |version| Rules { format, version, seed };
         match place {
-            Place::Room(block, room) => {
-                let cached = self.volume.block(block)?;
-                let mut patch = edit::insert(&cached.bytes, room, entry).map_err(bad(dir))?;
-                patch.seal(&cached.bytes, format, seed);
-                Ok(Entering::Patch(block, patch))
-            }
             Place::Leaf(leaf) => {
                 let old = (leaf.number, &leaf.bytes.bytes[..]);
                 let rules = rules(leaf.version);
                 let blocks =
                     tree::split(&leaf.steps(), old, entry, &rules, next).map_err(bad(dir))?;
-                Ok(Entering::Blocks(blocks, true))
+                Ok((blocks, true))
             }
             Place::Only(old) => {
                 let number = superblock.default_hash;
@@ -245,13 +259,13 @@ impl Writer {
                     .ok_or_else(|| bad(dir)("\".\" and \"..\" are not where they belong".into()))?;
                 let path = [Step { number: 0, bytes: &root, place: 0 }];
                 let blocks = tree::split(&path, (1, &leaf), entry, &rules, 2).map_err(bad(dir))?;
-                Ok(Entering::Blocks(blocks, true))
+                Ok((blocks, true))
             }
-            Place::Behind => {
+            Place::Behind | Place::Room(..) => {
                 let size = superblock.block_size as usize;
                 let mut block = edit::pack(size, &[*entry], format);
                 edit::seal(&mut block, format, seed);
-                Ok(Entering::Blocks(vec![(next, block)], false))
+                Ok((vec![(next, block)], false))
             }
         }
     }
@@ -286,7 +300,7 @@ impl Writer {
 
     /// Takes a name out. After an error the journal has been given up.
     pub(super) fn take_out(&self, handle: &mut Handle<'_>, dir: &Inode, spot: &Spot) -> Result<()> {
-        self.edit_entry(handle, dir, spot, |bytes, found| edit::remove(bytes, found))
+        self.edit_entry(handle, dir, spot, edit::remove)
     }
 
     /// Lets a name lead to another inode. After an error the journal has been given up.
@@ -316,7 +330,7 @@ impl Writer {
             let cached = self.volume.block(spot.block)?;
             let mut patch = change(&cached.bytes, spot.found).map_err(bad(dir))?;
             // Of a tree's root only the entry ".." changes here.
-            if dir.flags.contains(InodeFlags::INDEX) && spot.found.is_dotdot() {
+            if dir.flags.contains(InodeFlags::INDEX) && spot.first {
                 patch.seal_root(&cached.bytes, format, dir.checksum_seed).map_err(bad(dir))?;
             } else {
                 patch.seal(&cached.bytes, format, dir.checksum_seed);
@@ -334,7 +348,7 @@ impl Writer {
         let found = edit::dotdot(&cached.bytes)
             .ok_or_else(|| bad(dir)("no entry \"..\" where it belongs".into()))?;
         self.volume.check_target(dir, b"..", Ino(found.ino))?;
-        Ok(Spot { ino: Ino(found.ino), block, found })
+        Ok(Spot { ino: Ino(found.ino), block, first: true, found })
     }
 
     /// Whether a directory has no names but "." and "..".
@@ -353,8 +367,8 @@ impl Writer {
     }
 }
 
-/// The index blocks that a walk has come by: the number of each in the directory, its bytes, and the
-/// place in it.
+/// The index blocks that a walk has come by: the number of each in the directory, its bytes, and
+/// the place in it.
 fn steps(walk: &Walk<'_>) -> Option<Vec<(u32, Arc<CachedBlock>, usize)>> {
     let mut number = 0;
     let mut steps = Vec::with_capacity(walk.path.len());
