@@ -28,7 +28,7 @@ pub use control::{ClusterId, ControlPage, OwnerWord, Ownership};
 pub use home::Home;
 pub use map::{Atom, Few, Mapping, One, Paging, RawFrame, RawSlice, RawSliceMut, Ro, Rw};
 pub use pins::Pins;
-pub use segment::{OwnSegment, OwnedFrame, PeerSegment, SegmentSpec, Table};
+pub use segment::{Bytes, OwnSegment, OwnedFrame, PeerSegment, SegmentSpec, Table};
 
 use crate::hazard::{self, Seen};
 use crate::id::{Epoch, FrameNo, PageRef, ParticipantId};

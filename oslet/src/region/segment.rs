@@ -1,5 +1,6 @@
 //! Segments: made and written by one participant, mapped read-only by all others.
 
+mod overwrite;
 mod peer;
 
 use std::fs::File;
@@ -9,6 +10,7 @@ use std::sync::atomic::AtomicU8;
 
 use parking_lot::Mutex;
 
+pub use overwrite::Bytes;
 pub use peer::PeerSegment;
 
 use super::backing::{Backing, HUGE_PAGE, SharedFile};
@@ -58,7 +60,8 @@ pub struct OwnSegment {
     words: Rw<AtomicU64>,
     frame_table: Rw<AtomicU32>,
     frames_offset: usize,
-    /// One byte a frame, private to this process: [`FREE`], [`CLAIMED`] or [`PUBLISHED`].
+    /// One byte a frame, private to this process: [`FREE`], [`CLAIMED`] or [`PUBLISHED`], or
+    /// published and being overwritten.
     claims: Box<[AtomicU8]>,
     /// The frames whose claim is [`FREE`].
     free: Mutex<Free>,

@@ -363,3 +363,31 @@ fn words_of_a_line_are_compared_at_once() {
         assert!(std::panic::catch_unwind(|| access(*all)).is_err(), "access {n}");
     }
 }
+
+#[test]
+fn a_published_frame_is_overwritten_under_its_readers() {
+    let (a, b) = pair(2);
+    let (arena, own) = (Arena::new(&a), a.own());
+    let mut frame = arena.alloc().unwrap();
+    frame.bytes().unwrap().fill().fill(1);
+    let page = frame.publish();
+    let guard = b.pin(page).unwrap().unwrap();
+    own.overwrite(page, 10, Bytes::Own(b"abc")).unwrap();
+    own.overwrite(page, 4095, Bytes::Own(b"z")).unwrap();
+    own.overwrite(page, 100, Bytes::Zeros(50)).unwrap();
+    let head = guard.bytes().sub(8, 6).unwrap();
+    own.overwrite(page, 200, Bytes::Shared(head)).unwrap();
+    let mut expected = vec![1; 4096];
+    expected[10..13].copy_from_slice(b"abc");
+    expected[4095] = b'z';
+    expected[100..150].fill(0);
+    expected[200..206].copy_from_slice(b"\x01\x01abc\x01");
+    assert_eq!(guard.bytes().to_vec(), expected);
+    assert!(own.overwrite(page, 4095, Bytes::Own(b"zz")).is_err(), "beyond the frame");
+    let owned = arena.alloc().unwrap();
+    let unpublished = owned.page_ref();
+    assert!(own.overwrite(unpublished, 0, Bytes::Own(b"a")).is_err(), "somebody fills it");
+    drop(guard);
+    arena.retire(&[page]);
+    assert!(own.overwrite(page, 0, Bytes::Own(b"a")).is_err(), "retired");
+}

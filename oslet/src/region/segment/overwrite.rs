@@ -1,0 +1,153 @@
+//! Writing to frames that are published: readers see the change come, as in any page cache.
+
+use super::{OwnSegment, PUBLISHED};
+use crate::id::PageRef;
+use crate::limits::FRAME_SIZE;
+use crate::region::map::RawSlice;
+use crate::sync::Ordering;
+use crate::{Error, Result};
+
+/// The claim of a published frame while bytes of it are replaced: it is neither reused nor replaced
+/// by another thread meanwhile.
+const OVERWRITTEN: u8 = 3;
+
+/// What bytes of a frame are replaced by.
+#[derive(Clone, Copy, Debug)]
+pub enum Bytes<'b> {
+    /// Bytes of this process.
+    Own(&'b [u8]),
+    /// Bytes of shared memory, perhaps a pinned frame's of a peer: copied once, as they are then.
+    Shared(RawSlice),
+    /// So many zeros.
+    Zeros(usize),
+}
+
+impl Bytes<'_> {
+    /// How many.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Own(bytes) => bytes.len(),
+            Self::Shared(bytes) => bytes.len(),
+            Self::Zeros(len) => *len,
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The bytes from `offset` on, `len` of them; `None` if there are fewer.
+    pub fn part(&self, offset: usize, len: usize) -> Option<Self> {
+        let end = offset.checked_add(len)?;
+        Some(match self {
+            Self::Own(bytes) => Self::Own(bytes.get(offset..end)?),
+            Self::Shared(bytes) => Self::Shared(bytes.sub(offset, len)?),
+            Self::Zeros(all) => Self::Zeros((end <= *all).then_some(len)?),
+        })
+    }
+
+    /// Copies them into memory that is ours alone.
+    ///
+    /// # Panics
+    /// If `out` is not as long as they are.
+    pub fn copy_to(&self, out: &mut [u8]) {
+        match self {
+            Self::Own(bytes) => out.copy_from_slice(bytes),
+            Self::Shared(bytes) => {
+                assert!(out.len() == bytes.len(), "{} bytes of {}", out.len(), bytes.len());
+                bytes.copy_to(0, out);
+            }
+            Self::Zeros(len) => {
+                assert!(out.len() == *len, "{} bytes of {len}", out.len());
+                out.fill(0);
+            }
+        }
+    }
+}
+
+impl OwnSegment {
+    /// Replaces bytes of a published frame of this segment, from `offset` on. Who reads it
+    /// meanwhile gets a mixture of old and new, byte by byte; who begins to read behind this gets
+    /// the new ones.
+    ///
+    /// # Errors
+    /// When the bytes do not fit in, or the reference is stale, or another thread replaces bytes
+    /// of this very frame: callers have a lock for each page.
+    pub fn overwrite(&self, page: PageRef, offset: usize, bytes: Bytes<'_>) -> Result<()> {
+        let wrong = |why: &str| Error::Invalid(format!("{page:?}: {why}"));
+        let fits = offset.checked_add(bytes.len()).is_some_and(|end| end <= FRAME_SIZE);
+        let claim = self.claims.get(page.frame.0 as usize);
+        let Some(claim) = claim.filter(|_| fits && page.home == self.participant) else {
+            return Err(wrong("no such bytes to replace"));
+        };
+        claim
+            .compare_exchange(PUBLISHED, OVERWRITTEN, Ordering::Acquire, Ordering::Relaxed)
+            .map_err(|_| wrong("not published, or being written"))?;
+        let current = self.generation(page.frame) == page.generation;
+        if current {
+            let target = self.frame_bytes(page.frame)?.sub(offset, bytes.len());
+            let target = target.ok_or_else(|| wrong("no such bytes to replace"))?;
+            // SAFETY: inside a frame of our own writable mapping. The claim keeps `OwnedFrame`s,
+            // and so every `&mut` to these bytes, away; others reach them by raw copies alone.
+            unsafe { put(target.as_ptr(), bytes) };
+        }
+        claim.store(PUBLISHED, Ordering::Release);
+        if current { Ok(()) } else { Err(wrong("stale")) }
+    }
+}
+
+/// Puts bytes where readers may be copying: by instructions that the compiler knows nothing of.
+///
+/// # Safety
+/// As many bytes as there are can be written at `target`, and nobody has a reference to them.
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+unsafe fn put(target: *mut u8, bytes: Bytes<'_>) {
+    let len = bytes.len();
+    let source = match bytes {
+        Bytes::Own(bytes) => bytes.as_ptr(),
+        Bytes::Shared(bytes) => bytes.as_ptr().cast_const(),
+        Bytes::Zeros(_) => {
+            // SAFETY: writes `len` bytes at `target`, as the caller allows; the direction flag is
+            // clear at every entry to assembly.
+            unsafe {
+                std::arch::asm!(
+                    "rep stosb",
+                    inout("rcx") len => _,
+                    inout("rdi") target => _,
+                    in("al") 0u8,
+                    options(nostack, preserves_flags),
+                );
+            }
+            return;
+        }
+    };
+    // SAFETY: as above, and `len` bytes can be read at `source`: a slice of this process, or a
+    // mapped range that is never unmapped.
+    unsafe {
+        std::arch::asm!(
+            "rep movsb",
+            inout("rcx") len => _,
+            inout("rdi") target => _,
+            inout("rsi") source => _,
+            options(nostack, preserves_flags),
+        );
+    }
+}
+
+/// As above, a byte at a time.
+///
+/// # Safety
+/// As above.
+#[cfg(not(all(target_arch = "x86_64", not(miri))))]
+unsafe fn put(target: *mut u8, bytes: Bytes<'_>) {
+    let byte = |at: usize| match bytes {
+        Bytes::Own(bytes) => bytes[at],
+        Bytes::Shared(bytes) => bytes.byte(at).unwrap_or_default(),
+        Bytes::Zeros(_) => 0,
+    };
+    for at in 0..bytes.len() {
+        // SAFETY: in bounds, as the caller allows; volatile, because others may be reading.
+        unsafe { target.add(at).write_volatile(byte(at)) };
+    }
+}
