@@ -41,6 +41,44 @@ pub fn execute(device: &dyn BlockDevice, operation: Operation) -> Result<Data> {
     }
 }
 
+/// Submits operations together and waits until all have ended: how each did, in their order. Not to
+/// be called from a completion.
+pub fn execute_all(device: &dyn BlockDevice, operations: Vec<Operation>) -> Vec<Result<Data>> {
+    let count = operations.len();
+    let outcomes = Arc::new(Outcomes {
+        state: Mutex::new(((0..count).map(|_| None).collect(), count)),
+        all: Condvar::new(),
+    });
+    let request = |(index, operation)| {
+        let theirs = Arc::clone(&outcomes);
+        Request::new(operation, move |result| theirs.set(index, result))
+    };
+    device.submit_all((0..).zip(operations).map(request).collect());
+    // Every device completes every request, so this wait ends.
+    let mut state = outcomes.state.lock();
+    while state.1 > 0 {
+        outcomes.all.wait(&mut state);
+    }
+    state.0.drain(..).map(|result| result.unwrap_or(Err(Error::Abandoned))).collect()
+}
+
+/// How operations ended, and how many have not.
+struct Outcomes {
+    state: Mutex<(Vec<Option<Result<Data>>>, usize)>,
+    all: Condvar,
+}
+
+impl Outcomes {
+    fn set(&self, index: usize, result: Result<Data>) {
+        let mut state = self.state.lock();
+        state.0[index] = Some(result);
+        state.1 -= 1;
+        if state.1 == 0 {
+            self.all.notify_one();
+        }
+    }
+}
+
 #[derive(Default)]
 struct Outcome {
     value: Mutex<Option<Result<Data>>>,

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use oslet::id::PageRef;
 use parking_lot::RwLock;
+use proxydev::data::Data;
 
 use crate::{Error, Result, limits};
 
@@ -53,11 +54,28 @@ pub trait BlockSource: Send + Sync {
         Ok(())
     }
 
+    /// Puts parts of frames at their places, any number of requests in flight, and waits for all of
+    /// them; how each ended, in their order. What is written is durable after the next
+    /// [`Self::flush`].
+    fn write_pages(&self, writes: Vec<PageWrite>) -> Vec<Result<()>> {
+        let one = |write: PageWrite| self.write_at(write.offset, &write.data.to_vec()?);
+        writes.into_iter().map(one).collect()
+    }
+
     /// Reads whole pages straight into frames of the own segment, which the caller then retires;
     /// `None` where that is not possible and [`Self::read_at`] must do.
     fn read_pages(&self, _offset: u64, _pages: usize) -> Result<Option<Vec<PageRef>>> {
         Ok(None)
     }
+}
+
+/// Data in frames, and where they go.
+#[derive(Debug)]
+pub struct PageWrite {
+    /// First byte in the storage.
+    pub offset: u64,
+    /// What is put there.
+    pub data: Data,
 }
 
 impl<T: BlockSource + ?Sized> BlockSource for Arc<T> {
@@ -95,6 +113,10 @@ impl<T: BlockSource + ?Sized> BlockSource for Arc<T> {
 
     fn discard(&self, offset: u64, len: u64) -> Result<()> {
         (**self).discard(offset, len)
+    }
+
+    fn write_pages(&self, writes: Vec<PageWrite>) -> Vec<Result<()>> {
+        (**self).write_pages(writes)
     }
 
     fn read_pages(&self, offset: u64, pages: usize) -> Result<Option<Vec<PageRef>>> {

@@ -7,7 +7,7 @@ use std::cell::Cell;
 
 use oslet::id::PageRef;
 
-use super::BlockSource;
+use super::{BlockSource, PageWrite};
 use crate::{Error, Result};
 
 /// What this thread does about an operation that has to wait.
@@ -95,6 +95,11 @@ impl<S: BlockSource> BlockSource for Prompt<S> {
     fn discard(&self, offset: u64, len: u64) -> Result<()> {
         may_wait()?;
         self.0.discard(offset, len)
+    }
+
+    fn write_pages(&self, writes: Vec<PageWrite>) -> Vec<Result<()>> {
+        // Nothing is written on a thread that must not wait.
+        self.0.write_pages(writes)
     }
 
     fn read_pages(&self, offset: u64, pages: usize) -> Result<Option<Vec<PageRef>>> {
