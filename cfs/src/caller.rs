@@ -1,7 +1,7 @@
 //! In whose name an operation is done.
 
 /// Who asks for an operation: whose files the new ones are, and whose rights count.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Caller {
     /// User.
     pub uid: u32,

@@ -5,6 +5,7 @@
 //! volume whose owner is gone stays readable as far as it is cached; what is not waits for a new
 //! owner for [`limits::OWNER_WAIT`], then fails with EIO.
 
+mod change;
 mod file;
 mod join;
 mod names;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
+use oslet::arena::Arena;
 use oslet::id::{Epoch, OsletId, ParticipantId};
 use oslet::region::Region;
 use oslet::rpc::{self, Channel};
@@ -39,6 +41,12 @@ pub trait Connect: Send + Sync {
 
     /// A channel to an OSlet's runtime in that incarnation.
     fn channel(&self, oslet: OsletId, epoch: Epoch) -> oslet::Result<Arc<Channel>>;
+
+    /// Frames of the own segment, for data that go to owners by reference. Without them data go in
+    /// messages.
+    fn arena(&self) -> Option<&Arc<Arena>> {
+        None
+    }
 }
 
 /// A volume as one process uses it. Any number of threads may use it at once.
@@ -366,9 +374,21 @@ impl Client {
         argument: u64,
         body: &[u8],
     ) -> Result<Answer> {
-        let args = [self.object, u64::from(ino.0), argument];
+        self.ask_owner_with(view, request, [self.object, u64::from(ino.0), argument], body)
+    }
+
+    fn ask_owner_with(
+        &self,
+        view: &View,
+        request: u16,
+        args: [u64; 3],
+        body: &[u8],
+    ) -> Result<Answer> {
         match &view.route {
-            Route::Local(owner) => owner.answer(request, args, body),
+            Route::Local(owner) => {
+                let own = self.region.own();
+                owner.answer((own.participant(), own.epoch()), request, args, body)
+            }
             Route::Remote(channel) => {
                 let reply = channel.call(request, args, body, limits::REQUEST_LIMIT)?;
                 match i32::from(reply.status) {

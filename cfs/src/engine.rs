@@ -134,7 +134,7 @@ impl Volume {
     }
 
     /// Whether names may lead to an inode: the root's or a number that is not reserved.
-    fn is_public(&self, ino: Ino) -> bool {
+    pub(crate) fn is_public(&self, ino: Ino) -> bool {
         let superblock = &self.superblock;
         let internal =
             superblock.orphan_file == Some(ino) || superblock.quota_files.contains(&Some(ino));

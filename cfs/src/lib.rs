@@ -4,6 +4,7 @@
 pub mod alloc;
 pub mod cache;
 mod caller;
+pub mod change;
 pub mod client;
 pub mod disk;
 pub mod engine;

@@ -14,6 +14,7 @@ use proxydev::backend::engine::{Engine, EngineOptions};
 use crate::cache::Sizes;
 use crate::client::{Client, Connect};
 use crate::engine::Volume;
+use crate::engine::write::Writer;
 use crate::open::{Image, OpenOptions};
 use crate::owner::Owner;
 use crate::{Error, Result};
@@ -28,7 +29,8 @@ pub struct LocalVolume {
     client: Arc<Client>,
     owner: Arc<Owner>,
     image: Option<Image>,
-    engine: Option<Arc<Engine>>,
+    _engine: Option<Arc<Engine>>,
+    warnings: Vec<String>,
 }
 
 impl LocalVolume {
@@ -37,20 +39,26 @@ impl LocalVolume {
         let (arena, frames) = memory(cache)?;
         let engine = Engine::new(arena.region(), EngineOptions::default())?;
         let mut image = Image::open(path, &engine, &arena, options)?;
-        let volume = image.take_volume().ok_or_else(|| Error::Invalid("opened twice".into()))?;
-        let served = Self::serve_with(&arena, frames, volume)?;
-        Ok(Self { image: Some(image), engine: Some(engine), ..served })
+        let (owner, read_only) = image.serve(&arena, 0, frames)?;
+        let mut warnings = engine.warnings().to_vec();
+        warnings.extend(read_only);
+        Ok(Self { image: Some(image), _engine: Some(engine), warnings, ..Self::of(&arena, owner)? })
     }
 
     /// Serves a volume that has been opened already, whatever it lies on.
     pub fn serve(volume: Volume, cache: u64) -> Result<Self> {
         let (arena, frames) = memory(cache)?;
-        Self::serve_with(&arena, frames, volume)
+        Self::of(&arena, Owner::new(&arena, 0, volume, frames)?)
     }
 
-    fn serve_with(arena: &Arc<Arena>, frames: usize, volume: Volume) -> Result<Self> {
+    /// Serves a volume that has been opened for writing, whatever it lies on.
+    pub fn write(writer: Arc<Writer>, cache: u64) -> Result<Self> {
+        let (arena, frames) = memory(cache)?;
+        Self::of(&arena, Owner::writable(&arena, 0, writer, frames)?)
+    }
+
+    fn of(arena: &Arc<Arena>, owner: Arc<Owner>) -> Result<Self> {
         let region = arena.region();
-        let owner = Owner::new(arena, 0, volume, frames)?;
         let control = region.control();
         let before = control.owner(0)?;
         let me = region.own().participant().oslet;
@@ -58,7 +66,7 @@ impl LocalVolume {
         // Nobody else has this control page.
         let _ = control.change_owner(0, before, serving)?;
         let client = Client::new(region, 0, Arc::new(Here(Arc::clone(&owner))))?;
-        Ok(Self { client, owner, image: None, engine: None })
+        Ok(Self { client, owner, image: None, _engine: None, warnings: Vec::new() })
     }
 
     /// The native interface to it.
@@ -76,17 +84,19 @@ impl LocalVolume {
         self.image.as_ref()
     }
 
-    /// What the user should know of how disks are used here.
+    /// What the user should know of how disks are used here, and of what cannot be written.
     pub fn warnings(&self) -> &[String] {
-        self.engine.as_ref().map_or(&[], |engine| engine.warnings())
+        &self.warnings
     }
 
-    /// Gives the image up.
+    /// Brings everything home that was changed and gives the image up, as an unmount does. Nothing
+    /// may be asked of the volume any more. Dropped without it the image is as after a crash.
     ///
     /// # Errors
-    /// When its protection against other hosts could not be taken off.
+    /// When the storage fails, or the protection against other hosts could not be taken off.
     pub fn close(self) -> Result<()> {
-        self.image.map_or(Ok(()), Image::close)
+        let stopped = self.owner.stop();
+        self.image.map_or(Ok(()), Image::close).and(stopped)
     }
 }
 

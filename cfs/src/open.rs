@@ -10,11 +10,13 @@ use proxydev::backend::file::{FileDevice, FileOptions};
 use proxydev::device::{BlockDevice, Operation};
 
 use crate::disk::inode::Kind;
-use crate::engine::store::{BlockSource, Overlay};
+use crate::engine::store::{BlockSource, Overlay, PageWrite};
+use crate::engine::write::{Writer, WriterOptions};
 use crate::engine::{Options, Volume, read_superblock};
 use crate::guard::{self, Claim};
 use crate::id::Ino;
 use crate::journal::{self, Report};
+use crate::owner::Owner;
 use crate::{Error, Result, mmp};
 
 /// How to open an image.
@@ -26,6 +28,8 @@ pub struct OpenOptions {
     pub take_over: bool,
     /// Who holds the volume, for others to read.
     pub holder: String,
+    /// How it is written; by default it is only read, but for its journal's replay.
+    pub writer: Option<WriterOptions>,
 }
 
 /// An image that is ours until this is dropped.
@@ -34,6 +38,8 @@ pub struct Image {
     volume: Option<Volume>,
     report: Option<Report>,
     held: Option<mmp::Held>,
+    read_only: bool,
+    writer: Option<WriterOptions>,
     /// Keeps the lock beside the device's copy of the description.
     claim: Claim,
 }
@@ -82,7 +88,31 @@ impl Image {
         let report = journal::recover(&disk).map_err(named)?;
         let volume = Volume::open(disk, &Options::default()).map_err(named)?;
         check_root(&volume).map_err(named)?;
-        Ok(Self { device, volume: Some(volume), report, held, claim })
+        let (read_only, writer) = (options.read_only, options.writer.clone());
+        Ok(Self { device, volume: Some(volume), report, held, read_only, writer, claim })
+    }
+
+    /// Serves the volume, once: it is written if it was opened for that, unless its features only
+    /// allow reading, which is said then.
+    pub fn serve(
+        &mut self,
+        arena: &Arc<Arena>,
+        object: u64,
+        frames: usize,
+    ) -> Result<(Arc<Owner>, Option<String>)> {
+        let volume = self.take_volume().ok_or_else(|| Error::Invalid("served twice".into()))?;
+        let Some(options) = self.writer.as_ref().filter(|_| !self.read_only) else {
+            return Ok((Owner::new(arena, object, volume, frames)?, None));
+        };
+        let volume = Arc::new(volume);
+        match Writer::open(Arc::clone(&volume), options) {
+            Ok(writer) => Ok((Owner::writable(arena, object, writer, frames)?, None)),
+            Err(Error::Refused { feature, .. }) => {
+                let why = format!("{}: read-only, for its {feature}", self.path().display());
+                Ok((Owner::readable(arena, object, volume, frames)?, Some(why)))
+            }
+            Err(error) => Err(error.about(self.path())),
+        }
     }
 
     /// The volume, to serve; once.
@@ -182,6 +212,25 @@ impl BlockSource for DeviceSource {
         }
         let operation = Operation::Discard { offset, len: end - offset };
         Ok(proxydev::sync::execute(&*self.device, operation).map(drop)?)
+    }
+
+    fn write_pages(&self, writes: Vec<PageWrite>) -> Vec<Result<()>> {
+        let info = self.device.info();
+        let block = info.block_size as usize;
+        let whole = |write: &PageWrite| {
+            let len = write.data.len();
+            write.offset.is_multiple_of(block as u64)
+                && len.is_multiple_of(block)
+                && len <= info.max_transfer as usize
+        };
+        if !writes.iter().all(whole) {
+            let one = |write: PageWrite| self.write_at(write.offset, &write.data.to_vec()?);
+            return writes.into_iter().map(one).collect();
+        }
+        let operation = |PageWrite { offset, data }| Operation::Write { offset, data, fua: false };
+        let operations = writes.into_iter().map(operation).collect();
+        let ended = proxydev::sync::execute_all(&*self.device, operations);
+        ended.into_iter().map(|end| end.map(drop).map_err(Error::from)).collect()
     }
 
     fn read_pages(&self, offset: u64, pages: usize) -> Result<Option<Vec<PageRef>>> {

@@ -1,9 +1,19 @@
-//! The owner's side of a volume: it alone reads the device, publishes what it has cached, and
-//! answers what the others miss.
+//! The owner's side of a volume: it alone uses the device, publishes what it has cached, answers
+//! what the others miss and makes the changes that they ask for.
 
 mod ahead;
 mod answer;
+mod dirty;
+mod flusher;
+mod frames;
+mod holds;
+mod names;
 mod pages;
+mod set;
+mod show;
+mod sync;
+mod write;
+mod writeback;
 
 use std::sync::Arc;
 
@@ -13,26 +23,36 @@ use oslet::region::Rw;
 use oslet::sync::AtomicU64;
 use parking_lot::Mutex;
 
-use crate::cache::{InodeRecord, InodeTable, Name, NameIndex, PageIndex, Sizes, kind};
-use crate::disk::inode::{Inode, Kind};
+use crate::cache::{InodeTable, NameIndex, PageIndex, Sizes, kind};
 use crate::engine::Volume;
-use crate::id::Ino;
+use crate::engine::write::Writer;
 use crate::{Error, Result};
 
 use ahead::Ahead;
 pub use answer::Answer;
-use pages::{Fills, Frames};
+use dirty::{Errors, Files};
+use flusher::Flusher;
+use frames::{Frames, States};
+use holds::Holds;
+use pages::Fills;
 
 /// A volume that this OSlet owns.
 pub struct Owner {
     object: u64,
-    volume: Volume,
+    volume: Arc<Volume>,
+    /// What changes it; none for a volume that is only read.
+    writer: Option<Arc<Writer>>,
     arena: Arc<Arena>,
     pages: Mutex<PageIndex<Rw<AtomicU64>>>,
     inodes: Mutex<InodeTable<Rw<AtomicU64>>>,
     names: Mutex<Names>,
     frames: Mutex<Frames>,
+    states: States,
     fills: Fills,
+    files: Files,
+    errors: Errors,
+    flusher: Arc<Flusher>,
+    holds: Holds,
     ahead: Ahead,
     /// What holes are linked to.
     zeros: PageRef,
@@ -44,12 +64,43 @@ struct Names {
 }
 
 impl Owner {
-    /// Publishes the empty tables of volume number `object`; `frames` of the arena at most are used
-    /// for its pages.
+    /// Publishes the empty tables of volume number `object`, which is only read; `frames` of the
+    /// arena at most are used for its pages.
     pub fn new(
         arena: &Arc<Arena>,
         object: u64,
         volume: Volume,
+        frames: usize,
+    ) -> Result<Arc<Self>> {
+        Self::readable(arena, object, Arc::new(volume), frames)
+    }
+
+    /// As [`Self::new`].
+    pub(crate) fn readable(
+        arena: &Arc<Arena>,
+        object: u64,
+        volume: Arc<Volume>,
+        frames: usize,
+    ) -> Result<Arc<Self>> {
+        Self::with(arena, object, volume, None, frames)
+    }
+
+    /// The same for a volume that is written too.
+    pub fn writable(
+        arena: &Arc<Arena>,
+        object: u64,
+        writer: Arc<Writer>,
+        frames: usize,
+    ) -> Result<Arc<Self>> {
+        let volume = Arc::clone(writer.volume());
+        Self::with(arena, object, volume, Some(writer), frames)
+    }
+
+    fn with(
+        arena: &Arc<Arena>,
+        object: u64,
+        volume: Arc<Volume>,
+        writer: Option<Arc<Writer>>,
         frames: usize,
     ) -> Result<Arc<Self>> {
         let sizes = Sizes::of(frames);
@@ -78,16 +129,25 @@ impl Owner {
         let owner = Arc::new(Self {
             object,
             volume,
+            writer,
             arena: Arc::clone(arena),
             pages: Mutex::new(pages),
             inodes: Mutex::new(inodes),
             names: Mutex::new(names),
             frames: Mutex::new(Frames::new(own.frames(), frames)),
+            states: States::new(own.frames()),
             fills: Fills::default(),
+            files: Files::default(),
+            errors: Errors::default(),
+            flusher: Arc::new(Flusher::new(frames)),
+            holds: Holds::default(),
             ahead: Ahead::new(),
             zeros,
         });
         Ahead::start(&owner)?;
+        if owner.writer.is_some() {
+            Flusher::start(&owner)?;
+        }
         Ok(owner)
     }
 
@@ -106,52 +166,22 @@ impl Owner {
         self.frames.lock().usage()
     }
 
-    fn inode(&self, ino: Ino) -> Result<Inode> {
-        self.volume.inode(ino)
-    }
-
-    /// Makes an inode's record and publishes it.
-    fn publish_inode(&self, inode: &Inode) -> Result<InodeRecord> {
-        let target = match inode.kind {
-            Kind::Symlink => Some(self.volume.readlink(inode)?),
-            _ => None,
-        };
-        let has_xattr = match self.volume.listxattr(inode) {
-            Ok(names) => !names.is_empty(),
-            Err(Error::WouldWait) => return Err(Error::WouldWait),
-            // Asked for, they give the error again; so they must be asked for.
-            Err(_) => true,
-        };
-        let record = InodeRecord { attr: self.volume.attr(inode), has_xattr, target };
-        self.inodes.lock().publish(&record);
-        Ok(record)
-    }
-
-    fn publish_name(&self, name: &Name<'_>, ino: Option<Ino>) {
-        let names = self.names.lock();
-        let index = if name.is_long() { &names.long } else { &names.short };
-        index.publish(name, ino);
-    }
-
-    /// What a name leads to; published, also when there is nothing.
-    fn lookup(&self, dir: Ino, bytes: &[u8]) -> Result<InodeRecord> {
-        if bytes.len() > crate::limits::MAX_NAME {
-            return Err(Error::NameTooLong);
+    /// What changes the volume.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`] where nothing does, or nothing any more.
+    fn writer(&self) -> Result<&Arc<Writer>> {
+        let writer = self.writer.as_ref().ok_or(Error::ReadOnly)?;
+        match writer.journal().aborted() {
+            None => Ok(writer),
+            Some(_) => Err(Error::ReadOnly),
         }
-        let name = Name::new(dir, bytes).ok_or(Error::NotFound)?;
-        let inode = self.inode(dir)?;
-        match self.volume.lookup(&inode, bytes) {
-            Ok(ino) => {
-                // The record first: who finds the name will want it.
-                let record = self.publish_inode(&self.inode(ino)?)?;
-                self.publish_name(&name, Some(ino));
-                Ok(record)
-            }
-            Err(Error::NotFound) => {
-                self.publish_name(&name, None);
-                Err(Error::NotFound)
-            }
-            Err(error) => Err(error),
-        }
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        // The thread that drops the last reference may be one of them.
+        self.flusher.end();
     }
 }

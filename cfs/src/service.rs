@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
+use oslet::id::{Epoch, ParticipantId};
 use oslet::rpc::{Replier, Request};
 use parking_lot::{Mutex, RwLock};
 
@@ -41,6 +42,9 @@ struct Served {
 struct Lanes {
     metadata: Sender<Work>,
     pages: Sender<Work>,
+    changes: Sender<Work>,
+    /// What waits for commits, which changes must not wait for.
+    syncs: Sender<Work>,
 }
 
 struct Work {
@@ -66,6 +70,8 @@ impl Volumes {
         let lanes = Lanes {
             metadata: self.start("meta", &mut threads)?,
             pages: self.start("fill", &mut threads)?,
+            changes: self.start("change", &mut threads)?,
+            syncs: self.start("sync", &mut threads)?,
         };
         let served = Served { owner: Arc::clone(&owner), lanes: Some(lanes) };
         self.served.write().insert(owner.object(), served);
@@ -115,12 +121,32 @@ impl Volumes {
         }
         // Stopping: the dropped replier says EIO, and the caller finds the successor.
         let Some(lanes) = lanes else { return };
-        let lane = if metadata { lanes.metadata } else { lanes.pages };
+        let lane = match work.request.kind {
+            _ if metadata => lanes.metadata,
+            kind::CHANGE
+            | kind::CHANGE_PAGES
+            | kind::WRITE
+            | kind::WRITE_PAGES
+            | kind::HOLD
+            | kind::LET_GO
+            | kind::CLOSE => lanes.changes,
+            kind::SYNC | kind::SYNC_ALL => lanes.syncs,
+            _ => lanes.pages,
+        };
         if let Err(TrySendError::Full(work) | TrySendError::Disconnected(work)) =
             lane.try_send(work)
         {
             work.replier.error(rustix::io::Errno::AGAIN.raw_os_error());
         }
+    }
+
+    /// A participant has ended, in that incarnation: what it held it holds no more.
+    ///
+    /// # Errors
+    /// When what nobody else holds cannot be removed.
+    pub fn forget_holder(&self, who: ParticipantId, epoch: Epoch) -> Result<()> {
+        let forgotten = self.all().into_iter().map(|owner| owner.forget_holder((who, epoch)));
+        forgotten.fold(Ok(()), Result::and)
     }
 
     /// Ends the threads, behind what they have been given.
@@ -170,7 +196,8 @@ impl Work {
     }
 
     fn compute(&self) -> Result<Answer> {
-        self.owner.answer(self.request.kind, self.request.args, &self.request.body)
+        let Request { from, epoch, kind, args, body } = &self.request;
+        self.owner.answer((*from, *epoch), *kind, *args, body)
     }
 }
 

@@ -29,6 +29,28 @@ pub mod kind {
     pub const STATFS: u16 = 0x209;
     /// (volume, inode, offset | data << 63). Reply: (offset, -, -).
     pub const SEEK: u16 = 0x20a;
+    /// (volume, inode, -), body [`crate::change::Order`]. Reply: (inode or 0, made, -), body
+    /// [`super::Record`] or none.
+    pub const CHANGE: u16 = 0x20b;
+    /// As [`CHANGE`]; (volume, inode, -), body [`super::Pieces`]: the order lies in frames of the
+    /// sender.
+    pub const CHANGE_PAGES: u16 = 0x20c;
+    /// (volume, inode | options << 32, offset), body: the bytes. Reply: (offset, bytes, -).
+    pub const WRITE: u16 = 0x20d;
+    /// As [`WRITE`], body [`super::Pieces`]: the bytes lie in frames of the sender.
+    pub const WRITE_PAGES: u16 = 0x20e;
+    /// (volume, inode | data alone << 32, errors seen). Reply: (an errno that came since, or 0;
+    /// errors seen; -), when the file is durable.
+    pub const SYNC: u16 = 0x20f;
+    /// (volume, -, errors seen): the same for the whole volume.
+    pub const SYNC_ALL: u16 = 0x210;
+    /// (volume, inode, -): the sender holds the inode once more, which stays until it is let go.
+    /// Reply: (errors seen, -, -).
+    pub const HOLD: u16 = 0x211;
+    /// (volume, inode, times): the sender lets go.
+    pub const LET_GO: u16 = 0x212;
+    /// (volume, inode, -): a file that was truncated to be replaced is closed.
+    pub const CLOSE: u16 = 0x213;
 }
 
 /// Bytes of a reply's body that are used for data.
@@ -49,6 +71,15 @@ pub struct Record {
 pub struct Pages {
     /// [`oslet::id::PageRef::to_word`] each.
     pub refs: Vec<u64>,
+}
+
+/// Bytes in frames of the sender, which keeps them until the reply.
+#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug)]
+pub struct Pieces {
+    /// [`oslet::id::PageRef::to_word`] each; they are filled one after the other, from the start.
+    pub refs: Vec<u64>,
+    /// Bytes in them.
+    pub len: u64,
 }
 
 /// Entries of a directory.

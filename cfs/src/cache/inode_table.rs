@@ -163,6 +163,18 @@ impl<W: WriteWords> InodeTable<W> {
         // A hint: the entry says itself whose it is.
         self.words.store(at, key, Ordering::Relaxed);
     }
+
+    /// Takes an inode's record away: who looks for it asks the owner.
+    pub fn remove(&self, ino: Ino) {
+        for key in [u64::from(ino.0), u64::from(ino.0) | TARGET] {
+            for (at, entry) in self.places(key) {
+                if self.words.load(at, Ordering::Relaxed) == key {
+                    publish::clear_record(&self.words, entry, ENTRY_WORDS - 1);
+                    self.words.store(at, 0, Ordering::Relaxed);
+                }
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -198,5 +210,20 @@ mod tests {
             assert_eq!(table.is_directory(Ino(n)), Some(false));
         }
         assert_eq!((table.find(Ino(INODES)), table.size(Ino(INODES))), (None, None));
+    }
+
+    #[test]
+    fn a_record_that_is_taken_away_is_found_no_more() {
+        let len = InodeTable::bytes(64);
+        let table = InodeTable::new(LocalWords::new(len / 8), len).unwrap();
+        table.publish(&record(12, None));
+        table.publish(&record(13, Some(b"target")));
+        table.remove(Ino(12));
+        assert_eq!((table.find(Ino(12)), table.size(Ino(12))), (None, None));
+        assert_eq!(table.find(Ino(13)), Some(record(13, Some(b"target"))));
+        table.remove(Ino(13));
+        assert_eq!(table.find(Ino(13)), None);
+        table.publish(&record(12, None));
+        assert_eq!(table.find(Ino(12)), Some(record(12, None)));
     }
 }

@@ -181,6 +181,39 @@ impl<W: WriteWords> PageIndex<W> {
         slots_of(bucket).find(|&at| self.words.load(slot(at).value, Ordering::Relaxed) == 0)
     }
 
+    /// The slot of a key's link, and what it links.
+    pub fn locate(&self, key: Key) -> Option<(usize, PageRef)> {
+        let links = |at: usize| {
+            let low = self.words.load(slot(at).key, Ordering::Relaxed);
+            let value = self.words.load(slot(at).value, Ordering::Relaxed);
+            let same =
+                low == key.low && value >> PageRef::SPARE_SHIFT == key.high >> PageRef::SPARE_SHIFT;
+            Some((at, PageRef::from_word(value).filter(|_| same)?))
+        };
+        self.homes(key).into_iter().flat_map(slots_of).find_map(links)
+    }
+
+    /// The pages of a file in `range` that are linked: number, slot, reference. Looks each up, or
+    /// goes through the whole index where that is less.
+    pub fn pages_of(&self, ino: Ino, range: Range<u64>) -> Vec<(u64, usize, PageRef)> {
+        let slots = (self.buckets * SLOTS) as u64;
+        if range.end.saturating_sub(range.start) <= slots / 8 {
+            let known = |page| {
+                let (at, found) = self.locate(Key::new(ino, page)?)?;
+                Some((page, at, found))
+            };
+            return range.filter_map(known).collect();
+        }
+        let of_slot = |at: usize| {
+            let low = self.words.load(slot(at).key, Ordering::Relaxed);
+            let value = self.words.load(slot(at).value, Ordering::Relaxed);
+            let page = low & 0xffff_ffff | value >> PageRef::SPARE_SHIFT << 32;
+            let wanted = low >> 32 == u64::from(ino.0) && range.contains(&page);
+            Some((page, at, PageRef::from_word(value).filter(|_| wanted)?))
+        };
+        (0..self.buckets).flat_map(slots_of).filter_map(of_slot).collect()
+    }
+
     /// What a slot links.
     pub fn at(&self, at: usize) -> Option<PageRef> {
         PageRef::from_word(self.words.load(slot(at).value, Ordering::Relaxed))

@@ -2,8 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use oslet::id::{FrameNo, PageRef};
-use oslet::region::OwnedFrame;
+use oslet::id::PageRef;
 use parking_lot::{Condvar, Mutex};
 
 use super::{Owner, ahead};
@@ -13,52 +12,9 @@ use crate::engine::Mapping;
 use crate::id::Ino;
 use crate::{Error, Result};
 
-const PAGE: u64 = oslet::limits::FRAME_SIZE as u64;
+pub(super) const PAGE: u64 = oslet::limits::FRAME_SIZE as u64;
 /// Pages read from the device at a time.
 const FILL_PAGES: u64 = ahead::CHUNK;
-/// Frames looked at to choose the idlest of them.
-const SAMPLE: usize = 64;
-/// Frames taken out at a time.
-const EVICT: usize = 16;
-
-/// Which frames show pages of the volume, and where those are linked.
-pub(super) struct Frames {
-    /// By frame: its slot in the page index plus one.
-    slots: Box<[u32]>,
-    used: usize,
-    budget: usize,
-    hand: usize,
-    /// Frames passed by the hand since the clock last moved.
-    passed: usize,
-}
-
-impl Frames {
-    pub(super) fn new(total: usize, budget: usize) -> Self {
-        let slots = vec![0; total].into_boxed_slice();
-        Self { slots, used: 0, budget: budget.max(EVICT), hand: 0, passed: 0 }
-    }
-
-    pub(super) fn usage(&self) -> (usize, usize) {
-        (self.used, self.budget)
-    }
-
-    /// The next linked frames under the hand.
-    fn sample(&mut self) -> Vec<FrameNo> {
-        let mut sample = Vec::with_capacity(SAMPLE);
-        for _ in 0..self.slots.len() {
-            if self.slots[self.hand] != 0 {
-                sample.push(FrameNo(self.hand as u32));
-            }
-            self.hand = (self.hand + 1) % self.slots.len();
-            self.passed += 1;
-            if sample.len() == SAMPLE {
-                break;
-            }
-        }
-        sample
-    }
-}
-
 /// Pages that somebody is reading from the device right now.
 #[derive(Default)]
 pub(super) struct Fills {
@@ -87,7 +43,11 @@ impl Owner {
     /// References to `count` pages of a file from `first` on, read in where they are not cached;
     /// fewer at its end. What a reader from front to back will want next is read meanwhile.
     pub(super) fn read_pages(&self, ino: Ino, first: u64, count: u64) -> Result<Vec<PageRef>> {
-        let inode = self.inode(ino)?;
+        self.with_inode(ino, |inode| self.read_pages_of(inode, first, count))
+    }
+
+    fn read_pages_of(&self, inode: &Inode, first: u64, count: u64) -> Result<Vec<PageRef>> {
+        let ino = inode.ino;
         let end = inode.size.div_ceil(PAGE);
         let last = first.saturating_add(count).min(end);
         let mut found = HashMap::new();
@@ -110,7 +70,7 @@ impl Owner {
                     until = last.saturating_add(FILL_PAGES).min(end);
                 }
             }
-            self.fill(&inode, at, until.min(at + self.fill_pages()), &mut found)?;
+            self.fill(inode, at, until.min(at + self.fill_pages()), &mut found)?;
             // What another thread was reading is found, or read, in the next turn.
             while found.contains_key(&at) {
                 at += 1;
@@ -121,7 +81,11 @@ impl Owner {
 
     /// Brings pages in that nobody waits for yet.
     pub(super) fn bring_in(&self, ino: Ino, pages: std::ops::Range<u64>) -> Result<()> {
-        let inode = self.inode(ino)?;
+        self.with_inode(ino, |inode| self.bring_in_of(inode, pages))
+    }
+
+    fn bring_in_of(&self, inode: &Inode, pages: std::ops::Range<u64>) -> Result<()> {
+        let ino = inode.ino;
         let end = pages.end.min(inode.size.div_ceil(PAGE));
         let mut at = pages.start;
         while at < end {
@@ -131,7 +95,7 @@ impl Owner {
                 continue;
             }
             let mut found = HashMap::new();
-            self.fill(&inode, at, end.min(at + self.fill_pages()), &mut found)?;
+            self.fill(inode, at, end.min(at + self.fill_pages()), &mut found)?;
             at += (found.len() as u64).max(1);
         }
         Ok(())
@@ -143,7 +107,7 @@ impl Owner {
         FILL_PAGES.min(budget as u64 / 4).max(1)
     }
 
-    fn find(&self, ino: Ino, page: u64) -> Option<PageRef> {
+    pub(super) fn find(&self, ino: Ino, page: u64) -> Option<PageRef> {
         self.pages.lock().find(Key::new(ino, page)?).map(|found| found.page())
     }
 
@@ -178,7 +142,7 @@ impl Owner {
 
     /// Links the pages of a claimed range: holes to the page of zeros, whole pages that lie
     /// together on the device by reading them into frames, the rest by assembling them.
-    fn fill_claimed(&self, inode: &Inode, first: u64, end: u64) -> Result<Vec<PageRef>> {
+    pub(super) fn fill_claimed(&self, inode: &Inode, first: u64, end: u64) -> Result<Vec<PageRef>> {
         let holes = self.hole_pages(inode, first, end)?;
         let mut refs = Vec::with_capacity(holes.len());
         let mut at = first;
@@ -294,127 +258,9 @@ impl Owner {
         }
         Ok(holes)
     }
-
-    /// A frame to fill, within the budget.
-    fn frame(&self) -> Result<OwnedFrame> {
-        self.make_room(1)?;
-        Ok(self.arena.alloc()?)
-    }
-
-    /// Takes idle pages out until `count` more fit into the budget and the arena has frames for
-    /// them. Pins held by others can make it fall short for a while: then it tries a bounded number
-    /// of times, and allocation says what is wrong.
-    fn make_room(&self, count: usize) -> Result<()> {
-        const TRIES: usize = 64;
-        let mut tries = 0;
-        loop {
-            let (used, budget) = self.usage();
-            let spare = self.arena.usage().free >= count;
-            if used + count <= budget.max(count) && spare || tries == TRIES {
-                return Ok(());
-            }
-            if self.evict() == 0 {
-                self.arena.tick();
-                tries += 1;
-                std::thread::yield_now();
-            }
-        }
-    }
-
-    fn link(&self, key: Key, page: PageRef) -> Result<PageRef> {
-        let number = page.frame;
-        loop {
-            let mut frames = self.frames.lock();
-            let linked = self.pages.lock().link(key, page);
-            match linked {
-                Ok(slot) => {
-                    frames.slots[number.0 as usize] = slot as u32 + 1;
-                    frames.used += 1;
-                    return Ok(page);
-                }
-                Err(taken) => {
-                    if let Err(error) = self.displace(&mut frames, &taken) {
-                        drop(frames);
-                        self.arena.retire(&[page]);
-                        return Err(error);
-                    }
-                }
-            }
-        }
-    }
-
-    fn link_zeros(&self, key: Key) -> Result<PageRef> {
-        loop {
-            let mut frames = self.frames.lock();
-            let linked = self.pages.lock().link(key, self.zeros);
-            match linked {
-                Ok(_) => return Ok(self.zeros),
-                Err(taken) => self.displace(&mut frames, &taken)?,
-            }
-        }
-    }
-
-    /// Empties one of the slots that a key could have: by moving what it links elsewhere, else a
-    /// hole's if there is one, else the idlest page's that nobody pins.
-    fn displace(&self, frames: &mut Frames, taken: &[usize]) -> Result<()> {
-        let pages = self.pages.lock();
-        if let Some((page, slot)) = pages.make_way(taken) {
-            // Holes' links are not listed.
-            if page != self.zeros {
-                frames.slots[page.frame.0 as usize] = slot as u32 + 1;
-            }
-            return Ok(());
-        }
-        let shown: Vec<_> = taken.iter().map(|&slot| (slot, pages.at(slot))).collect();
-        if let Some(&(slot, _)) = shown.iter().find(|(_, page)| *page == Some(self.zeros)) {
-            pages.unlink(slot);
-            return Ok(());
-        }
-        let numbers: Vec<_> =
-            shown.iter().filter_map(|(_, page)| Some(page.as_ref()?.frame)).collect();
-        let ages = self.arena.ages(&numbers);
-        let idlest = (0..numbers.len()).max_by_key(|&at| ages[at].map_or(0, |age| age + 1));
-        let Some(&(slot, Some(page))) = idlest.and_then(|at| shown.get(at)) else {
-            return Err(Error::Exhausted("page index: no slot to empty".into()));
-        };
-        pages.unlink(slot);
-        drop(pages);
-        frames.slots[page.frame.0 as usize] = 0;
-        frames.used -= 1;
-        self.arena.retire(&[page]);
-        Ok(())
-    }
-
-    /// Takes some idle pages out. Returns how many.
-    fn evict(&self) -> usize {
-        let mut frames = self.frames.lock();
-        let sample = frames.sample();
-        if frames.passed >= (frames.budget / 8).max(SAMPLE) {
-            frames.passed = 0;
-            self.arena.region().own().tick_clock();
-        }
-        let ages = self.arena.ages(&sample);
-        let mut idle: Vec<_> =
-            sample.into_iter().zip(ages).filter_map(|(frame, age)| Some((age?, frame))).collect();
-        idle.sort_by_key(|&(age, _)| std::cmp::Reverse(age));
-        idle.truncate(EVICT);
-        let pages = self.pages.lock();
-        let mut out = Vec::with_capacity(idle.len());
-        for (_, frame) in idle {
-            let slot = std::mem::take(&mut frames.slots[frame.0 as usize]);
-            if let Some(page) = slot.checked_sub(1).and_then(|slot| pages.unlink(slot as usize)) {
-                out.push(page);
-            }
-        }
-        drop(pages);
-        frames.used -= out.len();
-        drop(frames);
-        self.arena.retire(&out);
-        out.len()
-    }
 }
 
-fn key(ino: Ino, page: u64) -> Result<Key> {
+pub(super) fn key(ino: Ino, page: u64) -> Result<Key> {
     let beyond = || Error::corrupt(ino, format!("page {page} is beyond every file's end"));
     Key::new(ino, page).ok_or_else(beyond)
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use cfs::client::{Client, Connect};
 use cfs::engine::store::{BlockSource, MemSource};
+use cfs::engine::write::{Writer, WriterOptions};
 use cfs::engine::{Options, Volume};
 use cfs::owner::Owner;
 use cfs::service::Volumes;
@@ -29,6 +30,8 @@ impl Handler for Serve {
 pub(crate) struct Way {
     pub(crate) local: Option<Arc<Owner>>,
     pub(crate) channel: Option<Arc<Channel>>,
+    /// Frames to send from.
+    pub(crate) arena: Option<Arc<Arena>>,
 }
 
 impl Connect for Way {
@@ -39,12 +42,18 @@ impl Connect for Way {
     fn channel(&self, _: OsletId, _: Epoch) -> oslet::Result<Arc<Channel>> {
         self.channel.clone().ok_or_else(|| oslet::Error::Gone("nobody".into()))
     }
+
+    fn arena(&self) -> Option<&Arc<Arena>> {
+        self.arena.as_ref()
+    }
 }
 
 /// OSlet 0 owns the volumes, OSlet 1 reads them too.
 pub(crate) struct Cluster {
     pub(crate) local: Arc<Client>,
     pub(crate) remote: Arc<Client>,
+    /// The same, with frames to send data from.
+    pub(crate) lending: Arc<Client>,
     /// OSlet 1's ways to the volumes behind the first.
     pub(crate) others: Vec<Arc<Client>>,
     pub(crate) owner: Arc<Owner>,
@@ -72,6 +81,24 @@ pub(crate) fn cluster_of(
     frames: usize,
     budget: usize,
 ) -> Cluster {
+    make(devices, frames, |arena, object, volume| {
+        Owner::new(arena, object, volume, budget).unwrap()
+    })
+}
+
+/// A cluster with one volume that is written; OSlet 1 may send data by reference.
+pub(crate) fn writing_cluster(image: Vec<u8>, frames: usize, budget: usize) -> Cluster {
+    make(vec![Arc::new(MemSource::new(image))], frames, |arena, object, volume| {
+        let writer = Writer::open(Arc::new(volume), &WriterOptions::default()).unwrap();
+        Owner::writable(arena, object, writer, budget).unwrap()
+    })
+}
+
+fn make(
+    devices: Vec<Arc<dyn BlockSource>>,
+    frames: usize,
+    serve: impl Fn(&Arc<Arena>, u64, Volume) -> Arc<Owner>,
+) -> Cluster {
     let control = ControlPage::create(&Backing::Memfd, "shared", 3).unwrap();
     let join = |index: usize, frames: usize| {
         let spec = SegmentSpec {
@@ -85,7 +112,7 @@ pub(crate) fn cluster_of(
         let control = ControlPage::open(control.file().try_clone().unwrap()).unwrap();
         Region::new(control, own, Paging::default()).unwrap()
     };
-    let (a, b, c) = (join(0, frames), join(1, 16), join(2, 16));
+    let (a, b, c) = (join(0, frames), join(1, 1024), join(2, 16));
     let id = |index| ParticipantId::runtime(oslet(index));
     c.map(&a.own().reader().unwrap(), id(0), Epoch(1)).unwrap();
     for region in [&a, &b] {
@@ -98,7 +125,7 @@ pub(crate) fn cluster_of(
     let volumes = Volumes::new(WORKERS);
     for (object, device) in devices.into_iter().enumerate() {
         let volume = Volume::open(device, &Options::default()).unwrap();
-        volumes.add(Owner::new(&arena, object as u64, volume, budget).unwrap()).unwrap();
+        volumes.add(serve(&arena, object as u64, volume)).unwrap();
         let now = a.control().owner(object).unwrap();
         let serving = Ownership { owner: Some((oslet(0), Epoch(1))), ..Ownership::default() };
         a.control().change_owner(object, now, serving).unwrap().unwrap();
@@ -109,17 +136,21 @@ pub(crate) fn cluster_of(
     let pending = PendingChannel::new(&b, id(0), Epoch(1)).unwrap();
     let answer = server.accept(id(1), Epoch(1), pending.offer()).unwrap();
     let channel = pending.open(answer).unwrap();
-    let way = |local, channel| Arc::new(Way { local, channel });
-    let local = Client::new(&a, 0, way(Some(Arc::clone(&owner)), None)).unwrap();
-    let client = |object| Client::new(&b, object, way(None, Some(Arc::clone(&channel)))).unwrap();
-    let others = (1..count).map(client).collect();
-    Cluster { local, remote: client(0), others, owner, arena, neighbour, server }
+    let way = |local, channel, arena| Arc::new(Way { local, channel, arena });
+    let local = Client::new(&a, 0, way(Some(Arc::clone(&owner)), None, None)).unwrap();
+    let remote = |object, arena| {
+        Client::new(&b, object, way(None, Some(Arc::clone(&channel)), arena)).unwrap()
+    };
+    let others = (1..count).map(|object| remote(object, None)).collect();
+    let (remote, lending) = (remote(0, None), remote(0, Some(Arena::new(&b))));
+    Cluster { local, remote, lending, others, owner, arena, neighbour, server }
 }
 
 /// These files, and two links, made into an image.
 pub(crate) fn image(files: &BTreeMap<String, Vec<u8>>, options: &[&str]) -> Vec<u8> {
     let dir = tempfile::tempdir().unwrap();
     let tree = dir.path().join("tree");
+    std::fs::create_dir(&tree).unwrap();
     for (name, bytes) in files {
         let path = tree.join(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();

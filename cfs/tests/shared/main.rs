@@ -6,6 +6,7 @@ mod cluster;
 #[path = "../gate/mod.rs"]
 mod gate;
 mod slow;
+mod writing;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -205,7 +206,7 @@ fn an_owner_full_of_noise_harms_no_reader() {
         PendingChannel::new(cluster.remote.region(), home.own().participant(), Epoch(1)).unwrap();
     let answer = server.accept(ParticipantId::runtime(oslet(1)), Epoch(1), pending.offer());
     let channel = pending.open(answer.unwrap()).unwrap();
-    let way = Way { local: None, channel: Some(channel) };
+    let way = Way { local: None, channel: Some(channel), arena: None };
     let victim = Client::new(cluster.remote.region(), 0, Arc::new(way)).unwrap();
     let tables = home.segment(home.own().participant()).unwrap();
     let mut seed = 7;

@@ -28,3 +28,33 @@ fn all_pages_that_the_index_is_made_for_are_found() {
         assert!(found.page() == page(n) && found.still(), "page {n}");
     }
 }
+
+/// The pages of one file, by looking each up and by going through the index.
+#[test]
+fn the_pages_of_a_file_are_listed() {
+    let len = PageIndex::bytes(1000);
+    let index = PageIndex::new(LocalWords::new(len / 8), len).unwrap();
+    let home = ParticipantId::runtime(OsletId::new(3).unwrap());
+    let far = 5 << 32;
+    for n in 0..90u32 {
+        let page = PageRef { home, frame: FrameNo(n), generation: Generation::new(1) };
+        let number = u64::from(n / 3) + if n % 2 == 0 { far } else { 0 };
+        index.link(Key::new(Ino(n % 3 + 1), number).unwrap(), page).unwrap();
+    }
+    let listed = |range: Range<u64>| {
+        let mut pages: Vec<_> = index.pages_of(Ino(2), range).into_iter().collect();
+        pages.sort_by_key(|&(page, ..)| page);
+        for &(page, slot, reference) in &pages {
+            assert_eq!(index.at(slot), Some(reference));
+            assert_eq!(index.find(Key::new(Ino(2), page).unwrap()).unwrap().page(), reference);
+        }
+        pages.into_iter().map(|(page, ..)| page).collect::<Vec<_>>()
+    };
+    // Frames 1, 4, 7, ...: every second one is far up.
+    let (near, high): (Vec<u64>, Vec<u64>) = (0..30).partition(|n| n % 2 == 0);
+    let high: Vec<u64> = high.into_iter().map(|n| n + far).collect();
+    assert_eq!(listed(0..40), near);
+    assert_eq!(listed(far..far + 40), high);
+    assert_eq!(listed(0..1 << 36), [near, high].concat());
+    assert_eq!(listed(4..9), [4, 6, 8]);
+}

@@ -1,0 +1,138 @@
+//! When dirty pages are written: threads that look for files that have been dirty for long, and for
+//! too many dirty pages, and writers that wait for room.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::Owner;
+use super::dirty::{File, Limits};
+use crate::{Error, Result};
+
+/// How long a page stays dirty when nothing else has it written.
+const AGE: Duration = Duration::from_secs(5);
+/// How often somebody looks.
+const LOOK: Duration = Duration::from_secs(1);
+/// Batches in flight: while one is being prepared or committed the device writes another.
+const THREADS: usize = 2;
+/// How long a writer waits before it looks again whether there is room, or a volume to write to.
+const ROOM: Duration = Duration::from_millis(100);
+
+/// Keeps the threads going.
+pub(super) struct Flusher {
+    pub(super) limits: Limits,
+    state: Mutex<State>,
+    work: Condvar,
+    room: Condvar,
+    /// Somebody waits for frames.
+    hurry: AtomicBool,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Files to be written soon, whatever their age.
+    soon: Vec<Arc<File>>,
+    stop: bool,
+}
+
+impl Flusher {
+    pub(super) fn new(budget: usize) -> Self {
+        Self {
+            limits: Limits::of(budget),
+            state: Mutex::default(),
+            work: Condvar::new(),
+            room: Condvar::new(),
+            hurry: AtomicBool::new(false),
+            threads: Mutex::default(),
+        }
+    }
+
+    /// Starts the threads, which end with the owner or by [`Self::stop`].
+    pub(super) fn start(owner: &Arc<Owner>) -> Result<()> {
+        let mut threads = owner.flusher.threads.lock();
+        for index in 0..THREADS {
+            let (flusher, owner) = (Arc::clone(&owner.flusher), Arc::downgrade(owner));
+            let thread = std::thread::Builder::new()
+                .name(format!("writeback-{index}"))
+                .spawn(move || while once(&flusher, &owner) {})
+                .map_err(Error::io("start a thread"))?;
+            threads.push(thread);
+        }
+        Ok(())
+    }
+
+    /// Has the threads end, behind what they are writing.
+    pub(super) fn end(&self) {
+        self.state.lock().stop = true;
+        self.work.notify_all();
+    }
+
+    /// Ends the threads.
+    pub(super) fn stop(&self) {
+        self.end();
+        for thread in self.threads.lock().drain(..) {
+            // One that panicked has ended; there is nothing more to end.
+            let _ = thread.join();
+        }
+    }
+
+    /// Dirty pages are in somebody's way.
+    pub(super) fn hurry(&self) {
+        if !self.hurry.swap(true, Ordering::Relaxed) {
+            // With the lock, so that no thread is between its look and its sleep.
+            let _state = self.state.lock();
+            self.work.notify_one();
+        }
+    }
+
+    /// Has a file written soon.
+    pub(super) fn soon(&self, file: Arc<File>) {
+        self.state.lock().soon.push(file);
+        self.work.notify_one();
+    }
+
+    /// Pages have been written.
+    pub(super) fn made_room(&self) {
+        self.room.notify_all();
+    }
+
+    /// Waits for a change of the number of dirty pages, for a short while.
+    pub(super) fn wait_for_room(&self) {
+        let mut state = self.state.lock();
+        self.hurry.store(true, Ordering::Relaxed);
+        self.work.notify_all();
+        self.room.wait_for(&mut state, ROOM);
+    }
+}
+
+/// One round of a thread; false when it is to end.
+fn once(flusher: &Flusher, owner: &Weak<Owner>) -> bool {
+    let (soon, pressed) = {
+        let mut state = flusher.state.lock();
+        if !state.stop && state.soon.is_empty() && !flusher.hurry.load(Ordering::Relaxed) {
+            flusher.work.wait_for(&mut state, LOOK);
+        }
+        if state.stop {
+            return false;
+        }
+        (std::mem::take(&mut state.soon), flusher.hurry.swap(false, Ordering::Relaxed))
+    };
+    let Some(owner) = owner.upgrade() else { return false };
+    for file in soon {
+        owner.flush_file(&file);
+        owner.files.put(file);
+    }
+    let mut pressed = pressed;
+    loop {
+        pressed |= owner.states.busy() > flusher.limits.background;
+        let age = if pressed { Duration::ZERO } else { AGE };
+        if !owner.flush_oldest(age) {
+            return true;
+        }
+        pressed = false;
+    }
+}

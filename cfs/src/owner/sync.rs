@@ -1,0 +1,124 @@
+//! Making durable, and what readers ask that needs what is not on disk yet.
+
+use std::sync::Arc;
+
+use super::Owner;
+use super::dirty::File;
+use super::pages::PAGE;
+use crate::Result;
+use crate::engine::StatFs;
+use crate::id::Ino;
+
+impl Owner {
+    /// Makes a file durable: with `data_alone` what is needed to read its contents back. Says what
+    /// writebacks of it have met since `seen`, and where that ends.
+    pub(super) fn sync(&self, ino: Ino, data_alone: bool, seen: u64) -> Result<(u64, Option<i32>)> {
+        let done = self.make_durable(ino, data_alone);
+        let told = self.errors.since(Some(ino), seen);
+        // What a writeback has met says more than that nothing can be written any more.
+        if told.1.is_none() { done.map(|()| told) } else { Ok(told) }
+    }
+
+    fn make_durable(&self, ino: Ino, data_alone: bool) -> Result<()> {
+        let Some(writer) = &self.writer else { return Ok(()) };
+        if let Some(file) = self.files.find(ino) {
+            self.flush_file(&file);
+            self.files.put(file);
+        }
+        let cell = self.cell(ino)?;
+        let tid = {
+            let live = cell.read();
+            if data_alone { live.data_tid } else { live.tid }
+        };
+        let journal = writer.journal();
+        if journal.committed().at_least(tid) {
+            // What was written in place since then is in the device's cache, perhaps.
+            return self.volume.source().flush();
+        }
+        journal.commit(tid)
+    }
+
+    /// Makes everything durable that was changed by now. The rest as [`Self::sync`].
+    pub(super) fn sync_all(&self, seen: u64) -> Result<(u64, Option<i32>)> {
+        let Some(writer) = &self.writer else { return Ok((seen, None)) };
+        self.flush_all();
+        let done = writer.journal().flush_all();
+        let told = self.errors.since(None, seen);
+        if told.1.is_none() { done.map(|()| told) } else { Ok(told) }
+    }
+
+    /// Writes back all that is dirty.
+    pub(super) fn flush_all(&self) {
+        for file in self.files.all() {
+            self.flush_file(&file);
+            self.files.put(file);
+        }
+    }
+
+    /// Ends writing: everything is written back and brought home, and the image is as after an
+    /// unmount. Nothing may be asked of the volume any more.
+    ///
+    /// # Errors
+    /// When the storage fails; the volume is then as after a crash.
+    pub fn stop(&self) -> Result<()> {
+        let Some(writer) = &self.writer else { return Ok(()) };
+        self.flusher.stop();
+        self.flush_all();
+        writer.stop()
+    }
+
+    /// A file is closed that was written. One that had been cut to nothing before goes to disk now,
+    /// so that a crash leaves the old contents or the new.
+    pub(super) fn close_file(&self, ino: Ino) -> Result<()> {
+        if let Some(file) = self.files.find(ino) {
+            if std::mem::take(&mut file.pending().replaced) {
+                self.flusher.soon(Arc::clone(&file));
+            }
+            self.files.put(file);
+        }
+        Ok(())
+    }
+
+    /// Before a name of another file becomes this one's: its contents are on disk then.
+    pub(super) fn flush_new_contents(&self, file: &Arc<File>) {
+        if file.cell.read().reserved > 0 {
+            self.flush_file(file);
+        }
+    }
+
+    /// The first byte of data, or of a hole, at or after an offset.
+    pub(super) fn seek(&self, ino: Ino, offset: u64, data: bool) -> Result<u64> {
+        // The map says it all once everything has its place.
+        if let Some(file) = self.files.find(ino) {
+            self.flush_file(&file);
+            self.files.put(file);
+        }
+        self.with_inode(ino, |inode| match data {
+            true => self.volume.seek_data(inode, offset),
+            false => self.volume.seek_hole(inode, offset),
+        })
+    }
+
+    /// Bytes of one page, copied. Returns how many there are before the file's end.
+    pub(super) fn read_copy(&self, ino: Ino, offset: u64, bytes: &mut [u8]) -> Result<usize> {
+        self.with_inode(ino, |inode| {
+            let shown = self.find(ino, offset / PAGE);
+            if let Some(guard) =
+                shown.map(|page| self.arena.region().pin(page)).transpose()?.flatten()
+            {
+                let len = inode.size.saturating_sub(offset).min(bytes.len() as u64) as usize;
+                guard.bytes().copy_to(0, &mut bytes[..len]);
+                return Ok(len);
+            }
+            self.volume.read(inode, offset, bytes)
+        })
+    }
+
+    /// What statfs(2) tells.
+    pub(super) fn statfs(&self) -> StatFs {
+        match &self.writer {
+            Some(writer) => writer.space().statfs(),
+            None => self.volume.statfs(),
+        }
+    }
+}

@@ -1,0 +1,469 @@
+//! Writing dirty pages to the disk: data first, metadata after (docs/writing.md, "Data").
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use oslet::id::PageRef;
+use proxydev::data::{Data, Slice};
+
+use super::Owner;
+use super::dirty::File;
+use super::frames::Blocks;
+use super::pages::PAGE;
+use crate::alloc::Claim;
+use crate::engine::Mapping;
+use crate::engine::store::PageWrite;
+use crate::engine::write::{Live, Writer};
+use crate::id::Block;
+use crate::{Caller, Error, Result};
+
+/// Pages of one batch: what is prepared, written and committed together.
+const BATCH: usize = 4096;
+/// Bytes of one request to the device.
+const REQUEST: usize = 1 << 20;
+
+/// Pages of one file on their way to the disk.
+struct Item {
+    file: Arc<File>,
+    /// The writeback's number.
+    number: u64,
+    pages: Vec<Page>,
+    runs: Vec<Run>,
+}
+
+/// A page whose blocks are being written.
+#[derive(Clone, Copy)]
+struct Page {
+    number: u64,
+    page: PageRef,
+    /// Which blocks, and which of them had no place on disk.
+    blocks: u8,
+    reserved: u8,
+}
+
+/// Blocks of a file that go to as many blocks of the disk in a row.
+struct Run {
+    /// First block of the file, and how many.
+    logical: u64,
+    len: u64,
+    place: Place,
+    result: Result<()>,
+}
+
+/// Where a run goes.
+enum Place {
+    /// Where the map says.
+    Mapped(Block),
+    /// Likewise; the map says too that nothing was written there yet.
+    Unwritten(Block),
+    /// Nowhere yet in the map.
+    Claimed(Claim),
+    /// There is no place.
+    None,
+    /// The map cannot be read.
+    Unknown,
+}
+
+impl Run {
+    /// Its blocks of the file.
+    fn range(&self) -> Range<u64> {
+        self.logical..self.logical + self.len
+    }
+
+    /// Blocks for which room was promised.
+    fn promised(&self) -> u64 {
+        match self.place {
+            Place::Claimed(_) | Place::None => self.len,
+            Place::Mapped(_) | Place::Unwritten(_) | Place::Unknown => 0,
+        }
+    }
+}
+
+impl Place {
+    fn start(&self) -> Option<Block> {
+        match self {
+            Self::Mapped(block) | Self::Unwritten(block) => Some(*block),
+            Self::Claimed(claim) => Some(claim.start()),
+            Self::None | Self::Unknown => None,
+        }
+    }
+}
+
+impl Owner {
+    /// Writes the dirty pages of files, those first that have been dirty the longest, for at least
+    /// `age`: one batch. Whether there was anything.
+    pub(super) fn flush_oldest(&self, age: Duration) -> bool {
+        let mut batch = Vec::new();
+        let mut room = BATCH;
+        while room > 0
+            && let Some(file) = self.files.oldest(age)
+        {
+            if let Some(item) = self.pick(&file, 0..u64::MAX, room) {
+                room = room.saturating_sub(item.pages.len().max(1));
+                batch.push(item);
+            }
+            // What is left of it waits for the next batch.
+            self.files.queue_again(&file);
+        }
+        let some = !batch.is_empty();
+        self.write_batch(batch);
+        some
+    }
+
+    /// Writes all pages of a file that are dirty now, and waits for those that others are writing.
+    pub(super) fn flush_file(&self, file: &Arc<File>) {
+        self.flush_range(file, 0..u64::MAX);
+    }
+
+    /// The same for some pages.
+    pub(super) fn flush_range(&self, file: &Arc<File>, pages: Range<u64>) {
+        // A page that somebody is writing may be dirty again: it is taken in the second round.
+        for _ in 0..2 {
+            let mut next = pages.start;
+            loop {
+                match self.pick(file, next..pages.end, BATCH) {
+                    Some(item) => {
+                        next = item.pages.last().map_or(next, |page| page.number) + 1;
+                        self.write_batch(vec![item]);
+                    }
+                    None if file.wait_unbarred() => {}
+                    None => break,
+                }
+            }
+            file.wait();
+        }
+    }
+
+    /// Takes dirty pages of a file, `most` of them, and finds their places.
+    fn pick(&self, file: &Arc<File>, range: Range<u64>, most: usize) -> Option<Item> {
+        let mut live = file.cell.write();
+        if live.gone {
+            // Somebody wrote who did not hold it.
+            self.drop_pages(file, &mut live, 0..u64::MAX);
+            file.pending().forget();
+            return None;
+        }
+        let mut pending = file.pending();
+        let number = pending.begin()?;
+        let mut pages = Vec::new();
+        for (&number, &page) in pending.dirty.range(range) {
+            // Writes of one block are not ordered among themselves.
+            if self.states.get(page).is_none_or(|held| held.writing != 0) {
+                continue;
+            }
+            let write = |held: Blocks| Blocks { dirty: 0, reserved: 0, writing: held.dirty };
+            if let Some(held) = self.states.change(page, write) {
+                let (blocks, reserved) = (held.dirty, held.reserved);
+                pages.push(Page { number, page, blocks, reserved });
+            }
+            if pages.len() == most {
+                break;
+            }
+        }
+        if pages.is_empty() && !pending.stale {
+            pending.end(number);
+            return None;
+        }
+        pending.stale = false;
+        for page in &pages {
+            pending.dirty.remove(&page.number);
+        }
+        drop(pending);
+        let runs = self.place(&mut live, &pages);
+        drop(live);
+        Some(Item { file: Arc::clone(file), number, pages, runs })
+    }
+
+    /// Finds the places of the blocks of pages: as few runs as there can be.
+    fn place(&self, live: &mut Live, pages: &[Page]) -> Vec<Run> {
+        let bits = self.volume.superblock().block_bits;
+        let per_page = PAGE >> bits;
+        let mut runs = Vec::new();
+        let mut wanted: Option<Range<u64>> = None;
+        for page in pages {
+            for block in 0..per_page {
+                if page.blocks >> block & 1 == 0 {
+                    continue;
+                }
+                let block = page.number * per_page + block;
+                match &mut wanted {
+                    Some(range) if range.end == block => range.end += 1,
+                    _ => {
+                        if let Some(range) = wanted.replace(block..block + 1) {
+                            self.place_range(live, range, &mut runs);
+                        }
+                    }
+                }
+            }
+        }
+        if let Some(range) = wanted {
+            self.place_range(live, range, &mut runs);
+        }
+        let reserved: u32 = pages.iter().map(|page| page.reserved.count_ones()).sum();
+        live.reserved = live.reserved.saturating_sub(reserved.into());
+        let used: u64 = runs.iter().map(Run::promised).sum();
+        self.unreserve(u64::from(reserved).saturating_sub(used));
+        runs
+    }
+
+    fn place_range(&self, live: &mut Live, range: Range<u64>, runs: &mut Vec<Run>) {
+        let mut at = range.start;
+        while at < range.end {
+            let left = range.end - at;
+            let run = match self.volume.map(&live.inode, at, left) {
+                Ok(found) => match found.mapping {
+                    Mapping::Data(block) => mapped(at, found.len, Place::Mapped(block)),
+                    Mapping::Unwritten(block) => mapped(at, found.len, Place::Unwritten(block)),
+                    Mapping::Hole => match self.claim(live, at, found.len.min(left), runs) {
+                        Ok(claim) => mapped(at, claim.len().into(), Place::Claimed(claim)),
+                        Err(error) => {
+                            let len = found.len.min(left);
+                            self.unreserve(len);
+                            Run { logical: at, len, place: Place::None, result: Err(error) }
+                        }
+                    },
+                },
+                Err(error) => {
+                    Run { logical: at, len: left, place: Place::Unknown, result: Err(error) }
+                }
+            };
+            at += run.len;
+            runs.push(run);
+        }
+    }
+
+    /// Writes what was picked and tells the map of it.
+    fn write_batch(&self, mut batch: Vec<Item>) {
+        let (mut writes, mut owners) = (Vec::new(), Vec::new());
+        for (index, item) in batch.iter_mut().enumerate() {
+            for (run_index, run) in item.runs.iter_mut().enumerate() {
+                match self.requests(&item.pages, run) {
+                    Ok(requests) => {
+                        owners.extend(requests.iter().map(|_| (index, run_index)));
+                        writes.extend(requests);
+                    }
+                    Err(error) => run.result = Err(error),
+                }
+            }
+        }
+        let ended = match writes.is_empty() {
+            true => Vec::new(),
+            false => self.volume.source().write_pages(writes),
+        };
+        for ((item, run), end) in owners.into_iter().zip(ended) {
+            if let Err(error) = end {
+                batch[item].runs[run].result = Err(error);
+            }
+        }
+        for item in batch {
+            self.finish(item);
+        }
+        self.flusher.made_room();
+    }
+
+    /// The requests that write a run.
+    fn requests(&self, pages: &[Page], run: &Run) -> Result<Vec<PageWrite>> {
+        let Some(start) = run.place.start().filter(|_| run.result.is_ok()) else {
+            return Ok(Vec::new());
+        };
+        let bits = self.volume.superblock().block_bits;
+        let per_page = PAGE >> bits;
+        let size = 1usize << bits;
+        let (mut requests, mut slices) = (Vec::new(), Vec::<Slice>::new());
+        let (mut offset, mut bytes) = (start.0 << bits, 0);
+        let mut cut = |slices: &mut Vec<Slice>, bytes: &mut usize| -> Result<()> {
+            if !slices.is_empty() {
+                let data = Data::kept(self.arena.region(), std::mem::take(slices), Box::new(()))?;
+                requests.push(PageWrite { offset, data });
+                offset += *bytes as u64;
+                *bytes = 0;
+            }
+            Ok(())
+        };
+        let first = pages.partition_point(|page| page.number < run.logical / per_page);
+        for page in &pages[first..] {
+            let from = (page.number * per_page).max(run.logical);
+            let to = ((page.number + 1) * per_page).min(run.logical + run.len);
+            if from >= to {
+                break;
+            }
+            let within = (from - page.number * per_page) as usize * size;
+            let len = (to - from) as usize * size;
+            slices.extend(Slice::new(page.page, within, len));
+            bytes += len;
+            if bytes >= REQUEST {
+                cut(&mut slices, &mut bytes)?;
+            }
+        }
+        cut(&mut slices, &mut bytes)?;
+        Ok(requests)
+    }
+
+    /// Tells the map of runs that are written, and everybody that their pages are clean.
+    fn finish(&self, item: Item) {
+        let Item { file, number, pages, runs } = item;
+        let mut live = file.cell.write();
+        let mut failed = Vec::new();
+        let mut good = Vec::with_capacity(runs.len());
+        for run in runs {
+            match run.result {
+                Ok(()) => good.push(run),
+                Err(ref error) => {
+                    self.errors.note(file.ino, error.errno());
+                    failed.push(run.logical..run.logical + run.len);
+                    self.give_up(run);
+                }
+            }
+        }
+        // Times are to be stored where there is no run, too.
+        loop {
+            let rest = good.split_off(good.len().min(RUNS_AT_ONCE));
+            if let Err(error) = self.commit_runs(&mut live, good, &mut failed) {
+                self.errors.note(file.ino, error.errno());
+            }
+            good = rest;
+            if good.is_empty() {
+                break;
+            }
+        }
+        let per_page = PAGE >> self.volume.superblock().block_bits;
+        for page in &pages {
+            let clean = |held: Blocks| Blocks { writing: 0, ..held };
+            let Some(held) = self.states.change(page.page, clean) else { continue };
+            // Blocks that were changed meanwhile counted on the place that this did not get.
+            let lost = (0..per_page).filter(|block| {
+                let at = page.number * per_page + block;
+                failed.iter().any(|range| range.contains(&at))
+            });
+            let lost = lost.fold(0u8, |mask, block| mask | 1 << block);
+            let again = held.dirty & page.reserved & lost;
+            if again != 0 {
+                self.reserve_again(&file, &mut live, page.number, page.page, again);
+            }
+        }
+        drop(live);
+        file.end(number);
+        self.files.put(file);
+    }
+
+    /// Blocks that are dirty again have no place although they were to get one: room is reserved
+    /// for them once more, or they are given up.
+    fn reserve_again(
+        &self,
+        file: &Arc<File>,
+        live: &mut Live,
+        number: u64,
+        page: PageRef,
+        blocks: u8,
+    ) {
+        let count = u64::from(blocks.count_ones());
+        match self.reserve(count, true) {
+            Ok(()) => {
+                live.reserved += count;
+                self.states
+                    .change(page, |held| Blocks { reserved: held.reserved | blocks, ..held });
+            }
+            Err(error) => {
+                self.errors.note(file.ino, error.errno());
+                let give_up = |held: Blocks| Blocks { dirty: held.dirty & !blocks, ..held };
+                let held = self.states.change(page, give_up);
+                if held.is_some_and(|held| held.dirty & !blocks == 0) {
+                    file.pending().dirty.remove(&number);
+                }
+            }
+        }
+    }
+
+    /// Puts runs that are written into the map, and the size that they cover into the inode: one
+    /// handle. Those that find no way into the map are added to `failed`.
+    fn commit_runs(
+        &self,
+        live: &mut Live,
+        runs: Vec<Run>,
+        failed: &mut Vec<Range<u64>>,
+    ) -> Result<()> {
+        let writer = self.writer.as_ref().ok_or(Error::ReadOnly)?;
+        let mut handle = match writer.begin(writer.insert_credits(live, 1)) {
+            Ok(handle) => handle,
+            Err(error) => {
+                failed.extend(runs.iter().map(Run::range));
+                runs.into_iter().for_each(|run| self.give_up(run));
+                return Err(error);
+            }
+        };
+        let bits = self.volume.superblock().block_bits;
+        let mut done = Ok(());
+        for run in runs {
+            let (range, promised) = (run.range(), run.promised());
+            let put = match run.place {
+                Place::Claimed(claim) => {
+                    let credits = writer.insert_credits(live, range.end - range.start);
+                    let stepped = writer.step(&mut handle, live, credits);
+                    stepped.and_then(|()| {
+                        writer.insert_run(&mut handle, live, range.start, claim, false)
+                    })
+                }
+                Place::Unwritten(_) => writer.convert(&mut handle, live, range.clone(), false),
+                Place::Mapped(_) | Place::None | Place::Unknown => Ok(()),
+            };
+            match put {
+                Ok(()) => {
+                    let end = (range.end << bits).min(live.inode.size);
+                    live.disk_size = live.disk_size.max(end);
+                }
+                Err(error) => {
+                    // The claim went back, and so did the promise.
+                    self.unreserve(promised);
+                    failed.push(range);
+                    done = Err(error);
+                }
+            }
+        }
+        writer.step(&mut handle, live, Writer::STORE_CREDITS)?;
+        writer.store(&mut handle, live)?;
+        done
+    }
+
+    /// A run will not be written: its place and its promise go back.
+    fn give_up(&self, run: Run) {
+        if let Place::Claimed(claim) = run.place {
+            drop(claim);
+            self.unreserve(run.len);
+        }
+    }
+
+    /// Where blocks without a place go: behind those before them.
+    fn claim(&self, live: &Live, at: u64, len: u64, runs: &[Run]) -> Result<Claim> {
+        let writer = self.writer.as_ref().ok_or(Error::ReadOnly)?;
+        let before = runs.last().filter(|run| run.logical + run.len == at);
+        let behind = before.and_then(|run| Some(Block(run.place.start()?.0 + run.len)));
+        let goal = behind.unwrap_or_else(|| writer.goal(live, at));
+        let want = len.min(writer.longest_run(live, false));
+        writer.space().claim(goal, u32::try_from(want).unwrap_or(u32::MAX), true)
+    }
+
+    /// Promises room on disk.
+    pub(super) fn reserve(&self, blocks: u64, privileged: bool) -> Result<()> {
+        if blocks == 0 {
+            return Ok(());
+        }
+        let nobody = Caller { uid: u32::MAX, gid: u32::MAX, privileged: false };
+        let caller = if privileged { Caller::ROOT } else { nobody };
+        self.writer.as_ref().ok_or(Error::ReadOnly)?.space().reserve(blocks, &caller)
+    }
+
+    /// Takes promises back.
+    pub(super) fn unreserve(&self, blocks: u64) {
+        if let Some(writer) = self.writer.as_ref().filter(|_| blocks > 0) {
+            writer.space().release(blocks);
+        }
+    }
+}
+
+/// Runs that one handle puts into a map, at most.
+const RUNS_AT_ONCE: usize = 64;
+
+fn mapped(logical: u64, len: u64, place: Place) -> Run {
+    Run { logical, len, place, result: Ok(()) }
+}
