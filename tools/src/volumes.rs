@@ -12,6 +12,7 @@ use cfs::mount::{Config, Session, VolumeFs};
 use cfs::open::{Image, OpenOptions};
 use cfs::owner::Owner;
 use cfs::service::Volumes;
+use oslet::arena::Arena;
 use oslet::config::Source;
 use oslet::id::{Epoch, OsletId, ParticipantId};
 use oslet::member::Event;
@@ -110,8 +111,7 @@ impl VolumeService {
         let named = || format!("volume \"{}\"", volume.name);
         let mut image = Image::open(path, engine, handle.arena(), &options).with_context(named)?;
         handle.add_io_file(&**image.device().file())?;
-        let opened = image.take_volume().with_context(named)?;
-        let owner = Owner::new(handle.arena(), object as u64, opened, frames)?;
+        let (owner, _) = image.serve(handle.arena(), object as u64, frames).with_context(named)?;
         self.volumes.add(owner)?;
         let note = image.report().map(|report| {
             format!(
@@ -211,7 +211,18 @@ impl Service for VolumeService {
     }
 
     /// Clients find a new owner by its word in the control page; nothing is kept of others.
-    fn event(&self, _: Event) {}
+    fn event(&self, event: Event) {
+        let (who, epoch) = match event {
+            Event::Dead(oslet, epoch) | Event::Left(oslet, epoch) => {
+                (ParticipantId::runtime(oslet), epoch)
+            }
+            Event::ClientGone(who, epoch) => (who, epoch),
+            _ => return,
+        };
+        if let Err(error) = self.volumes.forget_holder(who, epoch) {
+            eprintln!("what {who:?} held open cannot be removed: {error}");
+        }
+    }
 
     /// Only own frames are ever linked here.
     fn release(&self, _: ParticipantId, _: Epoch) {}
@@ -231,9 +242,10 @@ impl Service for VolumeService {
                     Ok(())
                 }
             });
-            self.volumes.remove(object as u64);
+            let owner = self.volumes.remove(object as u64);
+            let stopped = owner.map_or(Ok(()), |owner| owner.stop());
             let file = Arc::clone(image.device().file());
-            let closed = image.close();
+            let closed = image.close().and(stopped);
             let removed = self.handle.remove_io_file(&*file);
             let errors = [gone.err().map(Into::into), closed.err().map(Into::into)];
             for error in errors.into_iter().flatten().chain(removed.err().map(Into::into)) {
@@ -292,5 +304,9 @@ impl Connect for Way {
 
     fn channel(&self, oslet: OsletId, _: Epoch) -> oslet::Result<Arc<Channel>> {
         self.handle.channel(oslet)
+    }
+
+    fn arena(&self) -> Option<&Arc<Arena>> {
+        Some(self.handle.arena())
     }
 }

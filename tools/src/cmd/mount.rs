@@ -191,7 +191,7 @@ fn serve(args: &MountArgs, ready: impl FnOnce(&Session) -> Result<()>) -> Result
     let signals = SignalFd::new(&ending).context("signalfd")?;
     let dir = std::fs::canonicalize(&args.dir).with_context(|| args.dir.display().to_string())?;
     let holder = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let options = OpenOptions { read_only: settings.read_only, take_over: false, holder };
+    let options = OpenOptions { read_only: settings.read_only, holder, ..OpenOptions::default() };
     let volume = open(&args.source, settings.cache, &options)?;
     let mut mount_options = MountOptions::new(args.source.display().to_string());
     mount_options.noexec = settings.noexec;
