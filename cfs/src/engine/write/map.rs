@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::{Live, Writer};
 use crate::alloc::Claim;
 use crate::disk::extent::Extent;
+use crate::disk::features::RoCompat;
 use crate::disk::indirect;
 use crate::disk::inode::{Inode, InodeFlags, Kind};
 use crate::disk::superblock::Superblock;
@@ -108,6 +109,7 @@ impl Writer {
         if len > self.longest_run(live, unwritten) {
             return Err(Error::Invalid(format!("a run of {len} blocks is too long")));
         }
+        self.check_count(live, len)?;
         if live.inode.flags.contains(InodeFlags::EXTENTS) {
             let first = u32::try_from(logical).map_err(|_| Error::FileTooBig)?;
             if logical + len > MAX_FILE_BLOCKS {
@@ -120,6 +122,15 @@ impl Writer {
         } else {
             self.insert_pointers(handle, live, logical, claim)
         }
+    }
+
+    /// Whether so many more blocks, and some of a map, can be counted where that is in 32 bits.
+    fn check_count(&self, live: &Live, len: u64) -> Result<()> {
+        let superblock = self.volume.superblock();
+        let more = (len + u64::from(self.insert_credits(live, len))) << (superblock.block_bits - 9);
+        let wide = superblock.features.ro_compat.contains(RoCompat::HUGE_FILE);
+        let fits = wide || live.inode.blocks + more <= u32::MAX.into();
+        if fits { Ok(()) } else { Err(Error::FileTooBig) }
     }
 
     /// Makes what is mapped in a range written, or unwritten; holes stay. The caller stores the
@@ -260,7 +271,6 @@ fn no_unwritten(live: &Live) -> Error {
 
 /// The largest size of a file, in bytes, as the kernel computes it.
 fn max_size(superblock: &Superblock, extents: bool) -> u64 {
-    use crate::disk::features::RoCompat;
     let bits = superblock.block_bits;
     let huge = superblock.features.ro_compat.contains(RoCompat::HUGE_FILE);
     // Blocks that can be counted, with those of the map.

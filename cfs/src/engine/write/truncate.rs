@@ -3,6 +3,8 @@
 //! These functions know blocks and sizes. Whoever has the contents in memory writes back or drops
 //! what lies in the range before, and zeroes what a change leaves of blocks at its ends.
 
+use std::ops::Range;
+
 use super::{Cell, Live, Writer, now};
 use crate::alloc::Claim;
 use crate::caller::Caller;
@@ -69,10 +71,12 @@ impl Writer {
     /// # Errors
     /// When the map cannot be read, or has to grow and cannot: what was done until then stays.
     pub fn punch(&self, live: &mut Live, first: u64, end: u64, time: Timestamp) -> Result<()> {
-        let mut handle = self.begin(Self::STORE_CREDITS)?;
-        (live.inode.mtime, live.inode.ctime) = (time, time);
-        let done = self.remove(&mut handle, live, first..end);
-        self.store_after(&mut handle, live, done)
+        self.again(live, |live| {
+            let mut handle = self.begin(Self::STORE_CREDITS)?;
+            (live.inode.mtime, live.inode.ctime) = (time, time);
+            let done = self.remove(&mut handle, live, first..end);
+            self.store_after(&mut handle, live, done)
+        })
     }
 
     /// Maps unwritten blocks to the holes among the blocks `first..end` of a file, which then is
@@ -95,7 +99,19 @@ impl Writer {
         if size > self.max_size(&live.inode) || end << bits > self.max_size(&live.inode) {
             return Err(Error::FileTooBig);
         }
-        let mut next = first;
+        self.again(live, |live| self.fill_holes(live, first..end, size, grow, caller))
+    }
+
+    fn fill_holes(
+        &self,
+        live: &mut Live,
+        range: Range<u64>,
+        size: u64,
+        grow: Allocate,
+        caller: &Caller,
+    ) -> Result<()> {
+        let bits = self.volume.superblock().block_bits;
+        let Range { start: mut next, end } = range;
         while next < end {
             let run = self.map(live, next, end - next)?;
             let claim = if run.mapping == Mapping::Hole {
@@ -126,17 +142,25 @@ impl Writer {
 
     /// Claims blocks that were not reserved, as many as there are for the caller.
     fn claim_now(&self, goal: Block, want: u32, caller: &Caller) -> Result<Claim> {
-        let mut reserved = want;
-        while let Err(error) = self.space.reserve(reserved.into(), caller) {
-            if !matches!(error, Error::NoSpace) || reserved == 1 {
+        let mut want = want;
+        while let Err(error) = self.space.reserve(want.into(), caller) {
+            if !matches!(error, Error::NoSpace) || want == 1 {
                 return Err(error);
             }
-            reserved /= 2;
+            want /= 2;
         }
-        let claim = self.space.claim(goal, reserved, true);
-        let used = claim.as_ref().map_or(0, Claim::len);
-        self.space.release((reserved - used).into());
-        claim
+        // The caller may have them. A promise would have to be taken back should the claim fail.
+        self.space.release(want.into());
+        self.space.claim(goal, want, false)
+    }
+
+    /// Does something once more if it was short of blocks that a commit makes free. No handle is
+    /// held.
+    fn again(&self, live: &mut Live, work: impl Fn(&mut Live) -> Result<()>) -> Result<()> {
+        match work(live) {
+            Err(Error::NoSpace) if self.space.reclaim()? => work(live),
+            done => done,
+        }
     }
 
     /// Makes the blocks `first..end` of a file read as zeros without writing them: what is mapped
@@ -146,10 +170,12 @@ impl Writer {
     /// [`Error::Unsupported`] without extents, and as [`Self::punch`].
     pub fn zero(&self, live: &mut Live, first: u64, end: u64, time: Timestamp) -> Result<()> {
         self.check_extents(live)?;
-        let mut handle = self.begin(Self::STORE_CREDITS)?;
-        (live.inode.mtime, live.inode.ctime) = (time, time);
-        let done = self.convert(&mut handle, live, first..end, true);
-        self.store_after(&mut handle, live, done)
+        self.again(live, |live| {
+            let mut handle = self.begin(Self::STORE_CREDITS)?;
+            (live.inode.mtime, live.inode.ctime) = (time, time);
+            let done = self.convert(&mut handle, live, first..end, true);
+            self.store_after(&mut handle, live, done)
+        })
     }
 
     /// Takes the blocks `first..end` out of a file; what follows moves down.
@@ -163,17 +189,19 @@ impl Writer {
         if first >= end || end << bits >= live.inode.size {
             return Err(Error::Invalid("the range reaches the end of the file".into()));
         }
-        let mut handle = self.begin(Self::STORE_CREDITS)?;
-        (live.inode.mtime, live.inode.ctime) = (time, time);
-        let mut done = self.remove(&mut handle, live, first..end);
-        if done.is_ok() {
-            done = self.shift_down(&mut handle, live, end, end - first);
-        }
-        if done.is_ok() {
-            live.inode.size -= (end - first) << bits;
-            live.disk_size = live.inode.size;
-        }
-        self.store_after(&mut handle, live, done)
+        self.again(live, |live| {
+            let mut handle = self.begin(Self::STORE_CREDITS)?;
+            (live.inode.mtime, live.inode.ctime) = (time, time);
+            let mut done = self.remove(&mut handle, live, first..end);
+            if done.is_ok() {
+                done = self.shift_down(&mut handle, live, end, end - first);
+            }
+            if done.is_ok() {
+                live.inode.size -= (end - first) << bits;
+                live.disk_size = live.inode.size;
+            }
+            self.store_after(&mut handle, live, done)
+        })
     }
 
     /// Inserts a hole of `count` blocks at block `first` of a file; what follows moves up.
@@ -191,16 +219,18 @@ impl Writer {
         if first << bits >= live.inode.size {
             return Err(Error::Invalid("the place is not within the file".into()));
         }
-        let mut handle = self.begin(Self::STORE_CREDITS)?;
-        let before = (live.inode.size, live.disk_size);
-        (live.inode.mtime, live.inode.ctime) = (time, time);
-        // Blocks beyond the size would be those of a cut that was interrupted.
-        (live.inode.size, live.disk_size) = (size, size);
-        let done = self.shift_up(&mut handle, live, first, count);
-        if let Err(Error::FileTooBig) = &done {
-            (live.inode.size, live.disk_size) = before;
-        }
-        self.store_after(&mut handle, live, done)
+        self.again(live, |live| {
+            let mut handle = self.begin(Self::STORE_CREDITS)?;
+            let before = (live.inode.size, live.disk_size);
+            (live.inode.mtime, live.inode.ctime) = (time, time);
+            // Blocks beyond the size would be those of a cut that was interrupted.
+            (live.inode.size, live.disk_size) = (size, size);
+            let done = self.shift_up(&mut handle, live, first, count);
+            if let Err(Error::FileTooBig | Error::NoSpace) = &done {
+                (live.inode.size, live.disk_size) = before;
+            }
+            self.store_after(&mut handle, live, done)
+        })
     }
 
     /// Stores an inode after steps of which each was complete, and passes on how they ended.
