@@ -39,11 +39,13 @@ impl RegionPlan {
     pub fn check_file(&self) -> Result<()> {
         let Backing::File(path) = &self.backing else { return Ok(()) };
         let directory = path.parent().unwrap_or(Path::new("/"));
-        let stat =
-            rustix::fs::statfs(directory).map_err(Error::file(directory, "region: statfs"))?;
         let refuse = |what: String| {
             let path = path.display();
             Err(Error::Invalid(format!("region: backing = \"{path}\": {what}")))
+        };
+        let stat = match rustix::fs::statfs(directory) {
+            Err(error) => return refuse(format!("{}: {error}", directory.display())),
+            Ok(stat) => stat,
         };
         // The numbers of linux/magic.h.
         let (tmpfs, ramfs, hugetlbfs) = (0x0102_1994, 0x8584_58f6, 0x9584_58f6);

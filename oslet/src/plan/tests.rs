@@ -107,7 +107,7 @@ fn a_region_file_must_be_in_memory_and_fit() {
     let message = check(Path::new("/proc/oslet-test"), 4096).unwrap_err();
     assert!(message.contains("choose a file in memory"), "{message}");
     let message = check(Path::new("/none/such/x"), 4096).unwrap_err();
-    assert!(message.starts_with("/none/such: region: statfs"), "{message}");
+    assert!(message.starts_with("region: backing = \"/none/such/x\": /none/such: No"), "{message}");
 }
 
 #[test]
