@@ -132,20 +132,70 @@ mod tests {
     use oslet::rpc::golden::Golden;
 
     use super::*;
+    use crate::change::{Caller, Change, NewInode, Order, SetAttr, SetTime};
+
+    /// One of each change, every field a value of its own.
+    fn changes() -> Vec<Change> {
+        let bytes = |text: &str| text.as_bytes().to_vec();
+        let inode = NewInode { mode: 1, umask: 2, device: (3, 4) };
+        let attr = SetAttr {
+            mode: Some(1),
+            uid: Some(2),
+            gid: Some(3),
+            size: Some(4),
+            atime: Some(SetTime::Now),
+            mtime: Some(SetTime::At(5, 6)),
+            ctime: None,
+            kill_privileges: true,
+        };
+        vec![
+            Change::Make { name: bytes("a"), inode, reuse: true },
+            Change::Symlink { name: bytes("a"), target: bytes("b") },
+            Change::Link { name: bytes("a"), ino: 1 },
+            Change::Unlink { name: bytes("a") },
+            Change::Rmdir { name: bytes("a") },
+            Change::Rename { name: bytes("a"), to: 1, new_name: bytes("b"), flags: 2 },
+            Change::Set { attr },
+            Change::Accessed,
+            Change::SetXattr { name: bytes("a"), value: bytes("b"), flags: 1 },
+            Change::RemoveXattr { name: bytes("a") },
+            Change::Allocate { mode: 1, offset: 2, len: 3 },
+            Change::SetFlags { flags: 1, known: 2, project: Some(3) },
+        ]
+    }
+
+    /// Changes, and an order, which has one.
+    fn show_changes(golden: &mut Golden) {
+        for change in changes() {
+            let shown = format!("{change:?}");
+            let name = shown.split(|letter: char| !letter.is_alphanumeric()).next();
+            golden.body(&format!("Change::{}", name.unwrap()), &encode(&change).unwrap());
+        }
+        let caller = Caller { uid: 1, gid: 2, privileged: true };
+        let order = Order { caller, change: Change::Accessed };
+        golden.body("Order", &encode(&order).unwrap());
+        for part in ["SetTime::Now", "SetTime::At", "SetAttr", "NewInode", "Caller"] {
+            golden.part(part);
+        }
+    }
 
     #[test]
     fn requests_are_as_recorded() {
         let entry = || Entry { ino: 1, kind: 2, next: 3, name: vec![4, 5] };
         let mut words = [0; crate::cache::RECORD_VALUES];
         words.iter_mut().zip(1..).for_each(|(word, value)| *word = value);
-        let mut golden = Golden::new(LAYOUT_VERSION, &[include_str!("wire.rs")]);
+        let sources =
+            [include_str!("wire.rs"), include_str!("change.rs"), include_str!("caller.rs")];
+        let mut golden = Golden::new(LAYOUT_VERSION, &sources);
         golden.body("Record", &encode(&Record { words }).unwrap());
         golden.body("Pages", &encode(&Pages { refs: vec![1, 2] }).unwrap());
+        golden.body("Pieces", &encode(&Pieces { refs: vec![1, 2], len: 3 }).unwrap());
         golden.body("Entry", &encode(&entry()).unwrap());
         let listing = Listing { entries: vec![entry()], end: true };
         golden.body("Listing", &encode(&listing).unwrap());
         let statfs = StatFsBody { words: [1, 2, 3, 4, 5, 6, 7, 8] };
         golden.body("StatFsBody", &encode(&statfs).unwrap());
+        show_changes(&mut golden);
         golden.check("cfs/testdata/wire.txt", include_str!("../testdata/wire.txt"));
     }
 }
