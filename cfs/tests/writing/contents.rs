@@ -223,6 +223,12 @@ fn run(arguments: &[&str], block: u64, extents: bool, seed: u64, steps: usize, c
     drop(client);
     volume.close().unwrap();
     image.assert_clean();
+    for (index, model) in files.iter().enumerate() {
+        assert!(
+            image.dump(&index.to_string()) == model.bytes,
+            "{index}: e2fsprogs reads other bytes"
+        );
+    }
     let volume = image.open(cache);
     for model in &files {
         let file = volume.client().file(model.ino);

@@ -27,6 +27,7 @@ impl Image {
             .args(arguments)
             .arg(dir.path().join("image"))
             .arg(size)
+            .stdout(std::process::Stdio::null())
             .status()
             .expect("mke2fs (package e2fsprogs) is needed");
         assert!(status.success());
@@ -44,6 +45,19 @@ impl Image {
             &OpenOptions { writer: Some(WriterOptions::default()), ..OpenOptions::default() },
         )
         .unwrap()
+    }
+
+    /// What e2fsprogs reads from a file of the root directory.
+    pub(crate) fn dump(&self, name: &str) -> Vec<u8> {
+        let out = self.dir.path().join("dump");
+        let status = Command::new("debugfs")
+            .args(["-R", &format!("dump /{name} {}", out.display())])
+            .arg(self.path())
+            .stderr(std::process::Stdio::null())
+            .status()
+            .unwrap();
+        assert!(status.success());
+        std::fs::read(out).unwrap()
     }
 
     /// e2fsck finds nothing at all.
