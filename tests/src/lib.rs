@@ -8,6 +8,7 @@ pub mod fsdiff;
 pub mod guest;
 pub mod kernel;
 pub mod load;
+pub mod namediff;
 pub mod opfuzz;
 pub mod power;
 pub mod storm;

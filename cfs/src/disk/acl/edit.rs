@@ -37,6 +37,15 @@ pub enum Refusal {
 impl Acl {
     /// From the value that setxattr(2) takes; `None` for one without entries, which removes.
     pub fn from_attribute(value: &[u8]) -> Result<Option<Self>, Refusal> {
+        let acl = Self::parse(value)?;
+        if let Some(acl) = &acl {
+            acl.check().map_err(Refusal::Entries)?;
+        }
+        Ok(acl)
+    }
+
+    /// The same, but whether it is complete is still to be [`Self::check`]ed.
+    pub fn parse(value: &[u8]) -> Result<Option<Self>, Refusal> {
         let (version, rest) = take(value).map_err(Refusal::Entries)?;
         let version = u32::from_le_bytes(version);
         if version != ATTRIBUTE_VERSION {
@@ -55,7 +64,15 @@ impl Acl {
             id: u32::from_le_bytes([i0, i1, i2, i3]),
         });
         let acl = Self { entries: entries.collect() };
-        acl.check().map_err(Refusal::Entries)?;
+        let known = |entry: &Entry| match entry.tag {
+            USER | NAMED_GROUP => entry.id != UNDEFINED_ID,
+            OWNER | GROUP | MASK | OTHERS => true,
+            _ => false,
+        };
+        if let Some(entry) = acl.entries.iter().find(|entry| !known(entry)) {
+            let Entry { tag, id, .. } = entry;
+            return Err(Refusal::Entries(format!("acl entry of type {tag:#x} for id {id}")));
+        }
         Ok(Some(acl))
     }
 
@@ -68,14 +85,13 @@ impl Acl {
     }
 
     /// Owner, named users, group, named groups, mask, others: in this order.
-    fn check(&self) -> Result<(), String> {
+    pub fn check(&self) -> Result<(), String> {
         let mut last = 0;
         for entry in &self.entries {
             let named = matches!(entry.tag, USER | NAMED_GROUP);
-            let known = named || matches!(entry.tag, OWNER | GROUP | MASK | OTHERS);
-            if !known || entry.rights & !ALL != 0 || (named && entry.id == UNDEFINED_ID) {
-                let Entry { tag, rights, id } = entry;
-                return Err(format!("acl entry of type {tag:#x}, rights {rights:#o}, id {id}"));
+            if entry.rights & !ALL != 0 {
+                let Entry { tag, rights, .. } = entry;
+                return Err(format!("acl entry of type {tag:#x} with rights {rights:#o}"));
             }
             if entry.tag < last || (entry.tag == last && !named) {
                 return Err("acl entries out of order".into());

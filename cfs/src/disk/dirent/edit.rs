@@ -383,12 +383,5 @@ pub fn dotdot(block: &[u8]) -> Option<Found> {
 /// Where the entry ".." begins.
 const DOTDOT: usize = SHORTEST;
 
-impl Found {
-    /// Whether the entry lies where ".." belongs in a directory's first block.
-    pub fn is_dotdot(&self) -> bool {
-        self.offset == DOTDOT && self.previous == Some(0)
-    }
-}
-
 #[cfg(test)]
 mod tests;

@@ -27,22 +27,21 @@ impl Writer {
         caller: &Caller,
         live: &mut Live,
         index: NameIndex,
-        value: Option<&[u8]>,
+        acl: Option<Acl>,
     ) -> Result<()> {
         if live.inode.kind == Kind::Symlink {
             return Err(Error::Unsupported(format!("{}: a link has no acl", live.inode.ino)));
         }
-        let acl = match value {
-            Some(value) => Acl::from_attribute(value).map_err(refused)?,
-            None => None,
-        };
+        if index == NameIndex::ACL_DEFAULT && live.inode.kind != Kind::Directory {
+            return if acl.is_some() { Err(Error::AccessDenied) } else { Ok(()) };
+        }
         if !caller.privileged && caller.uid != live.inode.uid {
             return Err(Error::NotPermitted);
         }
+        if let Some(acl) = &acl {
+            acl.check().map_err(Error::Invalid)?;
+        }
         if index == NameIndex::ACL_DEFAULT {
-            if live.inode.kind != Kind::Directory {
-                return if acl.is_some() { Err(Error::AccessDenied) } else { Ok(()) };
-            }
             return self.put_acl(caller, live, DEFAULT, acl, None);
         }
         let Some(acl) = acl else { return self.put_acl(caller, live, ACCESS, None, None) };
@@ -125,6 +124,14 @@ impl Writer {
         superblock.inode_size as usize
             - crate::limits::MIN_INODE_SIZE as usize
             - superblock.new_extra_isize as usize
+    }
+}
+
+/// The ACL in an attribute's value; whether it is complete is still to be checked.
+pub(super) fn parse(value: Option<&[u8]>) -> Result<Option<Acl>> {
+    match value {
+        Some(value) if !value.is_empty() => Acl::parse(value).map_err(refused),
+        _ => Ok(None),
     }
 }
 

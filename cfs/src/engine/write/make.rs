@@ -31,6 +31,7 @@ pub struct New<'a> {
     pub target: &'a [u8],
 }
 
+const SETUID: u16 = 0o4000;
 const SETGID: u16 = 0o2000;
 const GROUP_EXECUTE: u16 = 0o010;
 /// Targets of this length and longer have a block of their own.
@@ -55,14 +56,17 @@ impl Writer {
         report: Report<'_>,
     ) -> Result<Arc<Cell>> {
         check_name(name)?;
-        let kind = self.check_new(new)?;
+        let kind = Self::check_new(new)?;
         let parent_cell = self.live(parent)?;
         let mut dir = parent_cell.write();
         let place = self.seek_free(&dir, name)?;
+        self.check_target_len(new)?;
         if kind == Kind::Directory {
             self.check_dir_links(&dir)?;
         }
-        let inherited = self.inherited(&dir, new.mode, new.umask)?;
+        // As mkdir(2) has it: set-group-ID comes from above alone.
+        let kept = if kind == Kind::Directory { !(SETUID | SETGID) } else { !0 };
+        let inherited = self.inherited(&dir, new.mode & kept, new.umask)?;
         let fresh = self.fresh_blocks(&dir.inode, &place)?;
         let own = u32::from(kind == Kind::Directory || new.target.len() >= FAST_LINK);
         let apart = inherited.layout.as_ref().map_or(0, Layout::fresh);
@@ -116,19 +120,19 @@ impl Writer {
     }
 
     /// Refuses what no inode can be.
-    fn check_new(&self, new: &New<'_>) -> Result<Kind> {
+    fn check_new(new: &New<'_>) -> Result<Kind> {
         let kind = Kind::from_mode(new.mode)
             .ok_or_else(|| Error::Invalid(format!("mode {:#o} has no type", new.mode)))?;
-        if kind == Kind::Symlink {
-            if new.target.is_empty() {
-                return Err(Error::NotFound);
-            }
-            // With the zero byte that ends it a target fills a block at most.
-            if new.target.len() >= self.volume.superblock().block_size as usize {
-                return Err(Error::NameTooLong);
-            }
+        if kind == Kind::Symlink && new.target.is_empty() {
+            return Err(Error::NotFound);
         }
         Ok(kind)
+    }
+
+    /// Refuses a target that with the zero byte that ends it would fill more than a block.
+    fn check_target_len(&self, new: &New<'_>) -> Result<()> {
+        let fits = new.target.len() < self.volume.superblock().block_size as usize;
+        if fits { Ok(()) } else { Err(Error::NameTooLong) }
     }
 
     /// An inode with all that it gets from its directory and from who makes it.

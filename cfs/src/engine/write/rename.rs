@@ -111,7 +111,6 @@ impl Writer {
             return Err(if exists { Error::Exists } else { busy() });
         }
         check_name(old.name)?;
-        check_name(new.name)?;
         let apart = old.dir != new.dir;
         let _order = apart.then(|| self.lock_renames());
         let relation = if apart { self.relation(old.dir, new.dir)? } else { Relation::default() };
@@ -167,6 +166,7 @@ impl Writer {
 
     fn seek_dest(&self, dirs: &Dirs<'_>, name: &[u8]) -> Result<Sought> {
         check_dir(dirs.to_ref())?;
+        check_name(name)?;
         self.seek(&dirs.to_ref().inode, name)
     }
 

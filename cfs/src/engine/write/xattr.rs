@@ -5,6 +5,7 @@
 
 use bitflags::bitflags;
 
+use super::acl;
 use super::budget::Budget;
 use super::names::{Effects, Report};
 use super::{Live, Writer, now};
@@ -80,7 +81,9 @@ impl Writer {
         flags: XattrFlags,
         report: Report<'_>,
     ) -> Result<()> {
-        let (index, rest) = split(name)?;
+        if name.is_empty() || name.len() > MAX_NAME {
+            return Err(Error::NameRange);
+        }
         if value.is_some_and(|value| value.len() > MAX_XATTR_VALUE) {
             return Err(Error::TooBig(format!("attribute value of over {MAX_XATTR_VALUE} bytes")));
         }
@@ -89,9 +92,13 @@ impl Writer {
         if live.inode.links == 0 && live.gone {
             return Err(Error::Stale(ino.to_string()));
         }
-        may_set(caller, &live, index)?;
+        // In the order in which the kernel looks: the first complaint counts.
+        let is_acl = NameIndex::split(name).is_some_and(|(index, _)| index.is_acl());
+        let acl = if is_acl { acl::parse(value)? } else { None };
+        may_set(caller, &live, name)?;
+        let (index, rest) = split(name)?;
         if index.is_acl() {
-            self.set_acl(caller, &mut live, index, value)?;
+            self.set_acl(caller, &mut live, index, acl)?;
         } else {
             let key = Key { index, name: rest };
             let flags = if value.is_none() { flags | XattrFlags::REPLACE } else { flags };
@@ -293,9 +300,6 @@ impl Writer {
 
 /// The namespace of a name, and the rest of it.
 fn split(name: &[u8]) -> Result<(NameIndex, &[u8])> {
-    if name.is_empty() || name.len() > MAX_NAME {
-        return Err(Error::NameRange);
-    }
     if matches!(name, b"user." | b"trusted." | b"security.") {
         return Err(Error::Invalid("an attribute's name ends with its namespace".into()));
     }
@@ -305,13 +309,11 @@ fn split(name: &[u8]) -> Result<(NameIndex, &[u8])> {
     })
 }
 
-const USER: NameIndex = NameIndex(1);
-const TRUSTED: NameIndex = NameIndex(4);
-
 /// Refuses an attribute that this inode cannot have, or that this caller may not set.
-fn may_set(caller: &Caller, live: &Live, index: NameIndex) -> Result<()> {
+fn may_set(caller: &Caller, live: &Live, name: &[u8]) -> Result<()> {
     let fixed = live.inode.flags.intersects(InodeFlags::IMMUTABLE | InodeFlags::APPEND);
     let ordinary = matches!(live.inode.kind, Kind::Regular | Kind::Directory);
-    let refused = (index == USER && !ordinary) || (index == TRUSTED && !caller.privileged);
+    let refused = (name.starts_with(b"user.") && !ordinary)
+        || (name.starts_with(b"trusted.") && !caller.privileged);
     if fixed || refused { Err(Error::NotPermitted) } else { Ok(()) }
 }
