@@ -19,6 +19,11 @@ use crate::journal::JournalOptions;
 fn image(kilobytes: u64, args: &[&str]) -> Arc<MemSource> {
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(kilobytes << 10).unwrap();
+    image_in(&file, args)
+}
+
+/// An image in a file, whatever that held before.
+fn image_in(file: &tempfile::NamedTempFile, args: &[&str]) -> Arc<MemSource> {
     let made = Command::new("mke2fs").args(["-q", "-F"]).args(args).arg(file.path()).status();
     assert!(made.expect("these tests need mke2fs (package e2fsprogs)").success(), "{args:?}");
     Arc::new(MemSource::new(std::fs::read(file.path()).unwrap()))

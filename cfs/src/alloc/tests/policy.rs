@@ -274,6 +274,46 @@ fn contents(source: &MemSource) -> Vec<u8> {
 }
 
 #[test]
+fn tables_that_were_never_written_need_not_be() {
+    for kind in ["metadata_csum", "^metadata_csum,uninit_bg"] {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), vec![0xa5; 40 << 20]).unwrap();
+        let lazily = "nodiscard,lazy_itable_init=1,lazy_journal_init=1";
+        let args = ["-t", "ext4", "-b", "1024", "-g", "2048", "-J", "size=1", "-E", lazily];
+        let source = image_in(&file, &[&args[..], &["-O", kind]].concat());
+        let open = Open::new(&source);
+        let superblock = open.volume.superblock();
+        let table = open.volume.groups()[10].unwrap().inode_table;
+        let mut bytes = [0; 1024];
+        source.read_at(table.0 * 1024, &mut bytes).unwrap();
+        assert_eq!(bytes, [0xa5; 1024], "what the disk held before");
+        let mut inodes = BTreeSet::new();
+        for round in 0..1000 {
+            let parent = Ino(1 + round * 13 % superblock.inodes_count);
+            open.with(|handle| {
+                let ino = open.space.new_inode(handle, parent, false, round % 9 == 0).unwrap();
+                // Part of it only: the rest must have been made.
+                let offset = open.volume.inode_offset(ino).unwrap();
+                let (block, within) = (Block(offset / 1024), (offset % 1024) as usize);
+                let size = superblock.inode_size as usize;
+                assert!(handle.read(block).unwrap().bytes[within..within + size] == vec![0; size]);
+                handle.put(block, within, &vec![0; size]).unwrap();
+                if round % 3 == 0 {
+                    open.space.free_inode(handle, ino, round % 9 == 0).unwrap();
+                } else {
+                    assert!(inodes.insert(ino.0));
+                }
+            });
+            if round % 100 == 0 {
+                open.commit();
+            }
+        }
+        open.stop();
+        assert_eq!(e2fsck(&source).inodes, inodes);
+    }
+}
+
+#[test]
 fn without_a_journal_a_number_is_used_again_after_the_commit() {
     for (args, at_once) in [(["-t", "ext2"], false), (["-t", "ext4"], true)] {
         let source = image(16 << 10, &args);
