@@ -35,7 +35,7 @@ const MAX_AHEAD: u32 = 8192;
 impl Space {
     /// As [`Self::claim`], for an inode that has `has` blocks and is written at its end: what is
     /// claimed next with the goal after these blocks finds that free, until
-    /// [`Self::close_window`]. The window grows with the file.
+    /// [`Self::close_window`]. The window grows with the file; one without blocks has none.
     ///
     /// # Errors
     /// As [`Self::claim`].
@@ -56,6 +56,10 @@ impl Space {
     }
 
     fn search_ahead(&self, ino: Ino, has: u64, goal: Block, want: u32) -> Result<Found> {
+        if has == 0 {
+            // Most files are written once, and lie together without gaps.
+            return self.search(goal, want);
+        }
         let has = u32::try_from(has).unwrap_or(MAX_AHEAD).saturating_add(want);
         let ahead = has.clamp(MIN_AHEAD, MAX_AHEAD).saturating_sub(want);
         let mut found = self.search(goal, want.saturating_add(ahead))?;

@@ -76,6 +76,9 @@ impl Owner {
             }
             self.files.put(file);
         }
+        if let Some(writer) = &self.writer {
+            writer.space().close_window(ino);
+        }
         Ok(())
     }
 

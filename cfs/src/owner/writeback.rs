@@ -440,7 +440,14 @@ impl Owner {
         let behind = before.and_then(|run| Some(Block(run.place.start()?.0 + run.len)));
         let goal = behind.unwrap_or_else(|| writer.goal(live, at));
         let want = len.min(writer.longest_run(live, false));
-        writer.space().claim(goal, u32::try_from(want).unwrap_or(u32::MAX), true)
+        let want = u32::try_from(want).unwrap_or(u32::MAX);
+        let bits = self.volume.superblock().block_bits;
+        if at << bits < live.disk_size {
+            return writer.space().claim(goal, want, true);
+        }
+        // It grows: what comes next should go on there.
+        let has = live.inode.blocks >> (bits - 9);
+        writer.space().claim_for(live.inode.ino, has, goal, want, true)
     }
 
     /// Promises room on disk.
