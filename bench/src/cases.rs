@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use crate::case::{Case, Peer, Side, Target, Unit};
+use crate::changing::{self, Change};
 use crate::corpus::{self, PAGE, Walk};
 use crate::peers::{self, Naming};
 use crate::scratch::{Mount, Place};
@@ -40,11 +41,15 @@ pub enum Work {
     MountCold(Access),
     /// Reading through a mount what is cached.
     MountCached(Access),
+    /// Changing what is in a mount.
+    MountChange(Change),
+    /// The same through the native interface.
+    NativeChange(Change),
 }
 
 impl Work {
     /// All of it, in the order of the table.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 27] = [
         Self::MessageRoundTrip,
         Self::ReferenceSmall,
         Self::ReferenceLarge,
@@ -62,6 +67,16 @@ impl Work {
         Self::MountCached(Access::Random),
         Self::MountCold(Access::Stat),
         Self::MountCached(Access::Stat),
+        Self::MountChange(Change::Create),
+        Self::MountChange(Change::Rename),
+        Self::MountChange(Change::Unlink),
+        Self::MountChange(Change::Mkdir),
+        Self::MountChange(Change::Stream),
+        Self::MountChange(Change::Untar),
+        Self::NativeChange(Change::Create),
+        Self::NativeChange(Change::Rename),
+        Self::NativeChange(Change::Unlink),
+        Self::NativeChange(Change::Mkdir),
     ];
 
     /// Which cached pages are read, where the work is to read them.
@@ -94,6 +109,18 @@ impl Work {
             Self::MountCached(Access::Sequential) => "mount: sequential read, cached",
             Self::MountCached(Access::Random) => "mount: random 4 KiB, cached",
             Self::MountCached(Access::Stat) => "mount: stat, cached",
+            Self::MountChange(Change::Create) => "mount: create, write 4 KiB, close",
+            Self::MountChange(Change::Rename) => "mount: rename",
+            Self::MountChange(Change::Unlink) => "mount: unlink",
+            Self::MountChange(Change::Mkdir) => "mount: mkdir",
+            Self::MountChange(Change::Stream) => "mount: sequential write and fsync",
+            Self::MountChange(Change::Untar) => "mount: a file of an unpacked tree",
+            Self::NativeChange(Change::Create) => "create, write 4 KiB, close",
+            Self::NativeChange(Change::Rename) => "rename",
+            Self::NativeChange(Change::Unlink) => "unlink",
+            Self::NativeChange(Change::Mkdir) => "mkdir",
+            Self::NativeChange(Change::Stream) => "sequential write and fsync",
+            Self::NativeChange(Change::Untar) => "a file of an unpacked tree",
         }
     }
 }
@@ -106,6 +133,7 @@ pub type Provider = Box<dyn FnOnce(&Environment) -> anyhow::Result<Side>>;
 pub struct Ours {
     providers: BTreeMap<Work, Provider>,
     mounter: Option<Mounter>,
+    writable: Option<Mounter>,
 }
 
 impl Ours {
@@ -127,6 +155,16 @@ impl Ours {
     /// Adds our way to mount an image read-only, which serves all work that goes through a mount.
     pub fn with_mount(mut self, mount: impl Fn(&Path) -> Result<Mount, String> + 'static) -> Self {
         self.mounter = Some(Rc::new(mount));
+        self
+    }
+
+    /// Adds our way to mount an image for reading and writing, which serves all work that changes
+    /// what is in a mount.
+    pub fn with_writable_mount(
+        mut self,
+        mount: impl Fn(&Path) -> Result<Mount, String> + 'static,
+    ) -> Self {
+        self.writable = Some(Rc::new(mount));
         self
     }
 
@@ -174,6 +212,8 @@ pub fn build(work: Work, environment: &Environment, ours: &mut Ours) -> anyhow::
             })
         }
         Work::MountCached(access) => mounts(work, access, environment, ours, through::cached),
+        Work::MountChange(change) => changes(work, change, environment, ours),
+        Work::NativeChange(change) => native_changes(work, change, environment, ours),
     }
 }
 
@@ -312,6 +352,64 @@ fn mounts(
         limit: Side::absent(""),
         max_rounds: if cached { u32::MAX } else { 5 },
     })
+}
+
+/// Ours, fuse2fs and kernel ext4, each with a fresh image of its own.
+fn changes(
+    work: Work,
+    change: Change,
+    environment: &Environment,
+    ours: &Ours,
+) -> anyhow::Result<Case> {
+    let scratch = &environment.scratch;
+    let our_side = match &ours.writable {
+        Some(mounter) => changing::side(change, scratch, mounter)?,
+        None => Side::absent("this measures the peers alone"),
+    };
+    let mine = scratch.clone();
+    let fuse2fs: Mounter = Rc::new(move |image| mine.mount_fuse2fs_writable(image));
+    let fuse2fs = changing::side(change, scratch, &fuse2fs)?;
+    let beside_fuse2fs = match change {
+        Change::Mkdir => Target::None,
+        _ => Target::TimesPeer(3.0),
+    };
+    let ext4 = ext4_changes(change, environment)?;
+    Ok(Case {
+        name: work.name(),
+        unit: change.unit(),
+        ours: our_side,
+        peers: vec![
+            Peer { name: "fuse2fs", side: fuse2fs, target: beside_fuse2fs },
+            Peer { name: "kernel ext4", side: ext4, target: Target::None },
+        ],
+        limit: Side::absent(""),
+        max_rounds: if matches!(change, Change::Stream | Change::Untar) { 5 } else { 15 },
+    })
+}
+
+/// Ours through the native interface, beside system calls on kernel ext4.
+fn native_changes(
+    work: Work,
+    change: Change,
+    environment: &Environment,
+    ours: &mut Ours,
+) -> anyhow::Result<Case> {
+    let target = Target::TimesPeer(if change == Change::Create { 2.0 } else { 1.0 });
+    let side = ext4_changes(change, environment)?;
+    Ok(Case {
+        name: work.name(),
+        unit: change.unit(),
+        ours: ours.side(work, environment)?,
+        peers: vec![Peer { name: "kernel ext4", side, target }],
+        limit: Side::absent(""),
+        max_rounds: 15,
+    })
+}
+
+fn ext4_changes(change: Change, environment: &Environment) -> anyhow::Result<Side> {
+    let scratch = environment.scratch.clone();
+    let ext4: Mounter = Rc::new(move |image| scratch.mount_ext4(image, &["rw"]));
+    changing::side(change, &environment.scratch, &ext4)
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@
 
 pub mod case;
 pub mod cases;
+pub mod changing;
 pub mod corpus;
 pub mod machine;
 pub mod measure;

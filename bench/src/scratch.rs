@@ -138,9 +138,21 @@ impl Scratch {
     /// # Errors
     /// Why it cannot be mounted here.
     pub fn mount_fuse2fs(&self, image: &Path) -> Result<Mount, String> {
+        self.mount_fuse2fs_with(image, "ro")
+    }
+
+    /// Mounts an image by fuse2fs for reading and writing.
+    ///
+    /// # Errors
+    /// Why it cannot be mounted here.
+    pub fn mount_fuse2fs_writable(&self, image: &Path) -> Result<Mount, String> {
+        self.mount_fuse2fs_with(image, "rw")
+    }
+
+    fn mount_fuse2fs_with(&self, image: &Path, options: &str) -> Result<Mount, String> {
         let dir = self.dir("fuse2fs-").map_err(|error| format!("{error:#}"))?;
         let mut command = Command::new("fuse2fs");
-        command.arg(image).arg(&dir).args(["-o", "ro"]).env("PATH", path());
+        command.arg(image).arg(&dir).args(["-o", options]).env("PATH", path());
         let said = run(&mut command).map_err(|error| format!("{error:#}"))?;
         // It goes to the background before it mounts, and then has nobody to report a failure to.
         let started = Instant::now();

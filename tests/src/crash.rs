@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use proxydev::layer::Event;
 
 use crate::opfuzz::Subject;
-use crate::opfuzz::dir::DirSubject;
+use crate::opfuzz::dir::{DirSubject, Ways};
 use crate::opfuzz::op::{Op, Outcome};
 use crate::opfuzz::volumes::Mounter;
 use disk::Disk;
@@ -31,11 +31,16 @@ pub struct Recording {
 /// # Errors
 /// The disk cannot be mounted. What operations are answered is not looked at, but for what makes
 /// contents durable: that must not fail.
-pub fn record(top: &Path, base: Vec<u8>, mounter: &Mounter, ops: &[Op]) -> Result<Recording> {
+pub fn record(
+    top: &Path,
+    base: Vec<u8>,
+    (mounter, ways): (&Mounter, Ways),
+    ops: &[Op],
+) -> Result<Recording> {
     let disk = Disk::new(&top.join("disk"), base.clone())?;
     let mounted = mounter(&disk.path(), &top.join("recorded"))?;
     let root = mounted.dir().to_owned();
-    let mut subject = DirSubject::new("recorded", &root, None)?;
+    let mut subject = DirSubject::new("recorded", &root, None)?.with(ways);
     for (number, op) in ops.iter().enumerate() {
         let outcome = subject.apply(op);
         let durable = matches!(op, Op::Sync | Op::Fsync { .. } | Op::FsyncPath { .. });

@@ -11,5 +11,7 @@ pub mod load;
 pub mod namediff;
 pub mod opfuzz;
 pub mod power;
+pub mod program;
 pub mod storm;
+pub mod suites;
 pub mod uring;

@@ -11,6 +11,7 @@ use tests::crash::promise::History;
 use tests::crash::workload::{count, setup, workload};
 use tests::crash::{Recording, dirty_image, record};
 use tests::kernel::{self, LoopMount};
+use tests::opfuzz::dir::Ways;
 use tests::opfuzz::generate::Random;
 use tests::opfuzz::model::Traits;
 use tests::opfuzz::op::Op;
@@ -56,11 +57,11 @@ fn check(
     top: &Path,
     base: &[u8],
     block: u64,
-    mounter: &Mounter,
+    by: (&Mounter, Ways),
     ops: &[Op],
     change: impl Fn(&mut Recording),
 ) -> Result<Counts> {
-    let mut recording = record(top, base.to_vec(), mounter, ops)?;
+    let mut recording = record(top, base.to_vec(), by, ops)?;
     change(&mut recording);
     let history = History::new(ops, Traits::ext4(block));
     let checker = Checker::new(&recording, &history, top, Effort::usual(), 1);
@@ -74,6 +75,10 @@ fn shown(ops: &[Op]) -> String {
 
 #[test]
 fn kernel_ext4_keeps_its_promises() -> Result<()> {
+    promises("kernel ext4", &ext4(STRICT), Ways::default())
+}
+
+fn promises(name: &str, mounter: &Mounter, ways: Ways) -> Result<()> {
     if let Some(why) = kernel::missing() {
         println!("skipped: {why}");
         return Ok(());
@@ -82,17 +87,17 @@ fn kernel_ext4_keeps_its_promises() -> Result<()> {
         let dir = scratch()?;
         let base = dirty_image(&dir.path().join("base.img"), megabytes, kind)?;
         let mut sum = Counts::default();
-        let all = chosen([3, 6, 3], [104, 300, 300], block);
+        let all = chosen([3, 6, 3], [104, 150, 150], block);
         for (length, index) in &all {
             let ops = workload(*length, *index);
-            let counts = check(dir.path(), &base, block, &ext4(STRICT), &ops, |_| ())
+            let counts = check(dir.path(), &base, block, (mounter, ways), &ops, |_| ())
                 .with_context(|| format!("{kind}, workload {length}/{index}:\n{}", shown(&ops)))?;
             sum.states += counts.states;
             sum.images += counts.images;
             sum.compared += counts.compared;
         }
         println!("{kind}: {sum:?}");
-        println!("ran: {} crashes in {} workloads on kernel ext4", sum.states, all.len());
+        println!("ran: {} crashes in {} workloads on {name}", sum.states, all.len());
     }
     Ok(())
 }
@@ -113,7 +118,7 @@ fn broken_orders_are_caught() -> Result<()> {
     for index in [26, 26 + 5] {
         let ops = workload(1, index);
         let run = |mounter: &Mounter, change: &dyn Fn(&mut Recording)| {
-            check(dir.path(), &base, block, mounter, &ops, change)
+            check(dir.path(), &base, block, (mounter, Ways::default()), &ops, change)
         };
         run(&sound, &|_| ()).with_context(|| shown(&ops))?;
         let error = run(&lazy, &|_| ()).err().context("a kernel without flushes passed")?;

@@ -32,6 +32,16 @@ pub struct DirSubject {
     /// When this began: later times are of this run.
     began: i64,
     remount: Option<Remount>,
+    ways: Ways,
+}
+
+/// What a mount does otherwise than the kernel's own filesystems.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Ways {
+    /// Two changes within one tick of the kernel's clock may have one time.
+    pub ticks: bool,
+    /// syncfs(2) does nothing, as through FUSE: everything is synced by itself.
+    pub sync_each: bool,
 }
 
 /// Seconds and nanoseconds.
@@ -51,7 +61,33 @@ impl DirSubject {
             seen: HashMap::new(),
             began: now.as_secs() as i64 - 1,
             remount,
+            ways: Ways::default(),
         })
+    }
+
+    /// The same for a mount with ways of its own.
+    #[must_use]
+    pub fn with(self, ways: Ways) -> Self {
+        Self { ways, ..self }
+    }
+
+    /// Makes everything durable, one object after the other.
+    fn sync_each(&self) -> Result<()> {
+        let mut pending = vec![self.root.clone()];
+        while let Some(path) = pending.pop() {
+            match open_any(&path) {
+                Ok(fd) => rustix::fs::fsync(fd)?,
+                // No file and no directory: its name is its directory's.
+                Err(Errno::LOOP | Errno::ACCESS | Errno::NXIO | Errno::NODEV) => continue,
+                Err(error) => return Err(error),
+            }
+            match list(&path) {
+                Ok(names) => pending.extend(names.iter().map(|(name, _)| path.join(name))),
+                Err(Errno::NOTDIR) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     fn path(&self, path: &str) -> PathBuf {
@@ -92,6 +128,7 @@ impl DirSubject {
                 self.stat(&unnamed, found)
             }
             Op::FsyncPath { path } => rustix::fs::fsync(open_any(&self.path(path))?).map(done),
+            Op::Sync if self.ways.sync_each => self.sync_each().map(done),
             Op::Sync => {
                 let fd = rustix::fs::open(&self.root, OFlags::RDONLY, Mode::empty())?;
                 rustix::fs::syncfs(fd).map(done)
@@ -284,7 +321,10 @@ impl DirSubject {
         let before = self.seen.insert(path.to_owned(), (found.st_ino, now));
         // Two inodes may have been made within one tick of the kernel's clock.
         let before = before.filter(|(ino, _)| *ino == found.st_ino);
-        let changed = |index: usize| before.map(|(_, before)| before[index] != now[index]);
+        let changed = |index: usize| {
+            let changed = before.map(|(_, before)| before[index] != now[index]);
+            changed.filter(|changed| *changed || !self.ways.ticks)
+        };
         Ok(Outcome::Stat(Box::new(Stat {
             mode: found.st_mode,
             links: found.st_nlink as u32,

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use rustix::fs::{IFlags, Mode, OFlags};
 
 use super::Subject;
-use super::dir::{DirSubject, Remount};
+use super::dir::{DirSubject, Remount, Ways};
 use super::model::Traits;
 use super::op::FLAGS;
 use super::run::Field;
@@ -51,6 +51,7 @@ pub struct Volume {
     mounter: Mounter,
     mounted: Rc<std::cell::RefCell<Option<Box<dyn Mounted>>>>,
     mke2fs: Vec<String>,
+    ways: Ways,
     count: u64,
 }
 
@@ -70,10 +71,18 @@ impl Volume {
             mounter,
             mounted: Rc::default(),
             mke2fs: arguments.split_whitespace().map(str::to_owned).collect(),
+            ways: Ways::default(),
             count: 0,
         };
         volume.renew()?;
         Ok(volume)
+    }
+
+    /// The same for mounts with ways of their own.
+    #[must_use]
+    pub fn with(mut self, ways: Ways) -> Self {
+        self.ways = ways;
+        self
     }
 
     /// Unmounts it, lets e2fsck look at it, makes it anew.
@@ -117,7 +126,7 @@ impl Volume {
             *mounted.borrow_mut() = Some(mounter(&image, &dir)?);
             Ok(())
         });
-        Ok(Box::new(DirSubject::new(&self.name, &root, Some(remount))?))
+        Ok(Box::new(DirSubject::new(&self.name, &root, Some(remount))?.with(self.ways)))
     }
 }
 
