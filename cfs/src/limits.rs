@@ -34,6 +34,8 @@ pub const MAX_BITMAPS: u32 = 4096;
 pub const MAX_WINDOWS: usize = 4096;
 /// Corrupt groups that are remembered until somebody asks for them.
 pub const MAX_PROBLEMS: usize = 64;
+/// Frames that a device's writes of metadata wait in: 1 MiB.
+pub const STAGING_FRAMES: usize = 256;
 /// Bytes of committed metadata blocks above which they are brought home although the log has room.
 pub const MAX_DIRTY: usize = METADATA_CACHE / 2;
 /// How long a change may wait for its commit by default.

@@ -1,5 +1,7 @@
 //! From an image or block device to a volume that can be served: claimed, protected, recovered.
 
+mod staging;
+
 use std::path::Path;
 use std::sync::Arc;
 
@@ -18,6 +20,7 @@ use crate::id::Ino;
 use crate::journal::{self, Report};
 use crate::owner::Owner;
 use crate::{Error, Result, mmp};
+use staging::Staging;
 
 /// How to open an image.
 #[derive(Clone, Debug, Default)]
@@ -64,10 +67,7 @@ impl Image {
         let file_options = FileOptions { read_only: options.read_only, ..FileOptions::default() };
         let device = FileDevice::from_file(file, path, file_options, engine, arena);
         let device = Arc::new(device.map_err(|error| named(error.into()))?);
-        let source = DeviceSource {
-            device: Arc::clone(&device) as Arc<dyn BlockDevice>,
-            arena: Arc::clone(arena),
-        };
+        let source = DeviceSource::new(Arc::clone(&device) as Arc<dyn BlockDevice>, arena);
         let disk: Arc<dyn BlockSource> = Arc::new(source);
         let superblock = read_superblock(&*disk).map_err(named)?;
         superblock.features.access().map_err(named)?;
@@ -164,12 +164,13 @@ fn check_root(volume: &Volume) -> Result<()> {
 pub struct DeviceSource {
     device: Arc<dyn BlockDevice>,
     arena: Arc<Arena>,
+    staging: Staging,
 }
 
 impl DeviceSource {
     /// Uses a device; `arena` is where data for writes are put.
     pub fn new(device: Arc<dyn BlockDevice>, arena: &Arc<Arena>) -> Self {
-        Self { device, arena: Arc::clone(arena) }
+        Self { device, arena: Arc::clone(arena), staging: Staging::new(arena) }
     }
 }
 
@@ -187,7 +188,23 @@ impl BlockSource for DeviceSource {
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
-        Ok(proxydev::sync::write_at(&*self.device, &self.arena, offset, data)?)
+        self.write_many(&[(offset, data)])
+    }
+
+    fn write_many(&self, writes: &[(u64, &[u8])]) -> Result<()> {
+        let info = self.device.info();
+        let block = u64::from(info.block_size);
+        let whole = |&(offset, data): &(u64, &[u8])| {
+            let end = offset.saturating_add(data.len() as u64);
+            offset.is_multiple_of(block) && end.is_multiple_of(block) && end <= info.size
+        };
+        if writes.iter().all(whole) {
+            return self.staging.write(&*self.device, writes);
+        }
+        for (offset, data) in writes {
+            proxydev::sync::write_at(&*self.device, &self.arena, *offset, data)?;
+        }
+        Ok(())
     }
 
     fn write_unit(&self) -> u32 {
@@ -246,3 +263,6 @@ impl BlockSource for DeviceSource {
         Ok(data.into_pages().ok())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -168,3 +168,6 @@ const COMMIT_SUM: usize = std::mem::offset_of!(RawCommit, checksum);
 fn header(kind: BlockKind, tid: Tid) -> RawHeader {
     RawHeader { magic: U32::new(MAGIC), kind: U32::new(kind as u32), sequence: U32::new(tid.0) }
 }
+
+#[cfg(test)]
+mod tests;

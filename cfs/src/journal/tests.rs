@@ -1,5 +1,7 @@
 //! The journal on images of mke2fs.
 
+mod edges;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;

@@ -234,10 +234,12 @@ impl Load {
             }
             let mut bytes = vec![byte; self.history.block_size];
             if byte < 80 {
-                // Looks like a block of the log.
+                // Looks like a block of the log, of a transaction that may be the one expected
+                // where this copy lies when the log comes round again.
+                let tid = handle.tid().0 + random.below(120) as u32;
                 bytes[..4].copy_from_slice(&MAGIC.to_be_bytes());
                 bytes[4..8].copy_from_slice(&(u32::from(byte) % 6).to_be_bytes());
-                bytes[8..12].copy_from_slice(&handle.tid().0.to_be_bytes());
+                bytes[8..12].copy_from_slice(&tid.to_be_bytes());
             }
             handle.create(Block(block), bytes.clone().into())?;
             self.model.insert(block, Contents::Journaled(bytes.into()));
