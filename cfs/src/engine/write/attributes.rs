@@ -32,6 +32,8 @@ impl Writer {
         if !self.volume.may_claim(&live.inode, place, 1) {
             return Err(bad("no such block"));
         }
+        // Another inode may take its reference off at the same time.
+        let _counts = self.orphans.lock();
         let cached = handle.read(place)?;
         let sums = superblock.features.metadata_csum();
         let sum = xattr::checksum(&cached.bytes, place, superblock.checksum_seed);
