@@ -16,7 +16,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use cfs::local::LocalVolume;
 use cfs::mount::mountpoint::{MountOptions, Mounted, open_and_mount};
-use cfs::mount::{Config, Session, VolumeFs};
+use cfs::mount::{Config, Session, Sharing, VolumeFs};
 use cfs::open::OpenOptions;
 use rustix::fs::{Access, AtFlags, CWD, FlockOperation, Mode, OFlags, SeekFrom, Timespec};
 use rustix::fs::{Timestamps, XattrFlags};
@@ -41,7 +41,7 @@ impl Ours {
         let mut options = MountOptions::new("image");
         (options.nodev, options.nosuid) = (false, false);
         let (device, mounted) = open_and_mount(dir, &options)?;
-        let fs = VolumeFs::new(Arc::clone(volume.client()));
+        let fs = VolumeFs::new(Arc::clone(volume.client()), Sharing::ReadOnly);
         let session = Some(Session::start(device, fs, Config::default())?);
         Ok(Self { dir: dir.to_owned(), mounted, session, _volume: volume })
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use cfs::client::{Client, Connect};
-use cfs::mount::{Config, Session, VolumeFs};
+use cfs::mount::{Config, Session, Sharing, VolumeFs};
 use cfs::open::{Image, OpenOptions};
 use cfs::owner::Owner;
 use cfs::service::Volumes;
@@ -165,7 +165,7 @@ impl VolumeService {
         object: u64,
         oslet: &OsletPlan,
     ) -> Result<String> {
-        let fs = VolumeFs::new(self.client(object)?);
+        let fs = VolumeFs::new(self.client(object)?, Sharing::ReadOnly);
         let cpus = oslet.cpus.iter().map(|cpu| cpu as usize).collect();
         let session = Session::start(device, fs, Config { cpus, ..Config::default() })?;
         let connection = session.connection();

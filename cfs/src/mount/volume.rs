@@ -1,55 +1,129 @@
 //! A volume as a FUSE mount shows it, through the native interface.
 
+mod change;
+mod known;
+mod read;
+mod shown;
+
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use super::{
-    Agreed, Attr, Attributes, Data, DirEntry, Directory, DirectoryPlus, Entry, Features, FileFlags,
-    Filesystem, FlagsReply, Handle, Lookup, NodeId, Piece, Position, ReadRange, Reply, Request,
-    StatFs, Statistics, Statx, StatxAttributes, Time, Value, Waits, Whence,
+    Agreed, Allocation, Attributes, Changes, Created, Data, Directory, DirectoryPlus, Done, Entry,
+    Features, Filesystem, FlagsReply, Handle, Lookup, NewFlags, NewNode, NodeId, OpenCache, Opened,
+    Opening, Piece, Position, ReadRange, RenameFlags, Reply, Request, StatFs, Statistics,
+    StatxAttributes, Value, Waits, Whence, WriteRange, Written, XattrFlags,
 };
 use crate::cache::InodeRecord;
-use crate::client::{self, Client, Page};
-use crate::disk::inode::{InodeFlags, Kind};
-use crate::disk::time::Timestamp;
+use crate::change::Change;
+use crate::client::{self, Client};
 use crate::id::Ino;
 use crate::{Error, Result};
+use change::{WRITES, caller, done};
+use known::{Known, Later, Work};
+use read::{answer_pages, pages, read_pages};
+use shown::{attr, attribute_name, dir_entry, errno, file_flags, ino, node, statx};
 
 /// How long the kernel may believe names and attributes: the volume does not change.
 const FOREVER: Duration = Duration::from_secs(24 * 3600);
 
-const PAGE: u64 = oslet::limits::FRAME_SIZE as u64;
+/// Who changes the volume beside a mount.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Sharing {
+    /// Nobody changes it: the kernel may believe everything for ever.
+    ReadOnly,
+    /// This mount alone does: the kernel knows of every change.
+    Alone,
+    /// Others do as well: the kernel asks each time, and drops a file's pages when it is opened.
+    Shared,
+}
 
-/// `STATX_ATTR_*` of the kernel's interface that ext4 reports, with the inode flags they show.
-const STATX_FLAGS: [(InodeFlags, u64); 6] = [
-    (InodeFlags::COMPRESSED, 0x4),
-    (InodeFlags::IMMUTABLE, 0x10),
-    (InodeFlags::APPEND, 0x20),
-    (InodeFlags::NODUMP, 0x40),
-    (InodeFlags::ENCRYPTED, 0x800),
-    (InodeFlags::VERITY, 0x10_0000),
-];
-
-/// Inode flags that ext4 shows to programs.
-const VISIBLE_FLAGS: u32 = 0x725b_dfff;
-/// One that is for directories alone.
-const PROJECT_INHERIT: u32 = 0x2000_0000;
-
-/// A read-only volume behind a mount.
+/// A volume behind a mount.
 ///
 /// What is published is answered at once; the owner is asked where that holds up nobody.
 pub struct VolumeFs {
-    client: Arc<Client>,
+    shown: Arc<Shown>,
     waits: OnceLock<Arc<Waits>>,
+    later: Mutex<Option<Later>>,
+}
+
+/// What answers are made from.
+struct Shown {
+    client: Arc<Client>,
+    sharing: Sharing,
+    known: Known,
+}
+
+impl Shown {
+    fn is_writable(&self) -> bool {
+        self.sharing != Sharing::ReadOnly
+    }
+
+    /// How long the kernel may believe names and attributes.
+    fn ttl(&self) -> Duration {
+        if self.sharing == Sharing::Shared { Duration::ZERO } else { FOREVER }
+    }
+
+    /// A name that was looked up, and is one more of those that the kernel gives back.
+    fn entry(&self, record: &InodeRecord) -> Result<Entry> {
+        let ino = record.attr.ino;
+        match self.sharing {
+            Sharing::ReadOnly => {}
+            Sharing::Alone => self.known.count(ino),
+            Sharing::Shared => self.known.hold_and_count(&self.client, ino)?,
+        }
+        Ok(self.plain_entry(record))
+    }
+
+    /// Whether a look-up of that inode can be counted without asking the owner.
+    fn knows_at_once(&self, ino: Ino) -> bool {
+        self.sharing != Sharing::Shared || self.known.is_held(ino)
+    }
+
+    /// What a name leads to stays while the kernel knows it, although the name may go.
+    fn keep(&self, dir: Ino, name: &[u8]) -> Result<()> {
+        match self.client.lookup(dir, name) {
+            Ok(record) => self.known.hold(&self.client, record.attr.ino),
+            // Who takes the name away says what is wrong.
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn plain_entry(&self, record: &InodeRecord) -> Entry {
+        Entry {
+            node: node(record.attr.ino),
+            generation: u64::from(record.attr.generation),
+            attr: attr(record),
+            entry_ttl: self.ttl(),
+            attr_ttl: self.ttl(),
+        }
+    }
+
+    fn answer_lookup(&self, found: Result<InodeRecord>, reply: Reply<Lookup>) {
+        match found.and_then(|record| self.entry(&record)) {
+            Ok(entry) => reply.entry(&entry),
+            Err(Error::NotFound) => reply.absent(self.ttl()),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn answer_attributes(&self, found: Result<InodeRecord>, reply: Reply<Attributes>) {
+        match found {
+            Ok(record) => reply.attributes(&attr(&record), self.ttl()),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
 }
 
 impl VolumeFs {
-    /// Shows the volume that `client` reads.
-    pub fn new(client: Arc<Client>) -> Arc<Self> {
-        Arc::new(Self { client, waits: OnceLock::new() })
+    /// Shows the volume that `client` reads, and changes where others may not.
+    pub fn new(client: Arc<Client>, sharing: Sharing) -> Arc<Self> {
+        let shown = Arc::new(Shown { client, sharing, known: Known::default() });
+        Arc::new(Self { shown, waits: OnceLock::new(), later: Mutex::new(None) })
     }
 
     /// Asks by `ask`, which may wait, and answers by `answer`.
@@ -57,15 +131,15 @@ impl VolumeFs {
         &self,
         request: &Request,
         reply: Reply<K>,
-        ask: impl FnOnce(&Arc<Client>) -> T + Send + 'static,
-        answer: impl FnOnce(T, Reply<K>) + Send + 'static,
+        ask: impl FnOnce(&Shown) -> T + Send + 'static,
+        answer: impl FnOnce(&Shown, T, Reply<K>) + Send + 'static,
     ) {
-        let client = Arc::clone(&self.client);
-        let Some(waits) = self.waits.get() else { return answer(ask(&client), reply) };
+        let shown = Arc::clone(&self.shown);
+        let Some(waits) = self.waits.get() else { return answer(&shown, ask(&shown), reply) };
         waits.run(request, reply, move |held| {
-            let found = ask(&client);
+            let found = ask(&shown);
             if let Some(reply) = held.take() {
-                answer(found, reply);
+                answer(&shown, found, reply);
             }
         });
     }
@@ -76,73 +150,88 @@ impl VolumeFs {
         request: &Request,
         node: NodeId,
         reply: Reply<K>,
-        answer: impl FnOnce(Result<InodeRecord>, Reply<K>) + Send + 'static,
+        answer: impl FnOnce(&Shown, Result<InodeRecord>, Reply<K>) + Send + 'static,
     ) {
         let ino = ino(node);
-        match self.client.cached_record(ino) {
-            Some(record) => answer(Ok(record), reply),
-            None => self.wait(request, reply, move |client| client.record(ino), answer),
+        match self.shown.client.cached_record(ino) {
+            Some(record) => answer(&self.shown, Ok(record), reply),
+            None => self.wait(request, reply, move |shown| shown.client.record(ino), answer),
         }
     }
 
-    fn entry(record: &InodeRecord) -> Entry {
-        Entry {
-            node: node(record.attr.ino),
-            generation: u64::from(record.attr.generation),
-            attr: attr(record),
-            entry_ttl: FOREVER,
-            attr_ttl: FOREVER,
+    /// Has something done behind a request that nobody waits for.
+    fn later(&self, work: Work) {
+        match &*self.later.lock() {
+            Some(later) => later.push(work),
+            None => work.run(&self.shown.client),
         }
     }
 }
 
 impl Filesystem for VolumeFs {
     fn features(&self) -> Features {
-        Features { readdirplus: true, posix_acl: true, export: true, writable: false }
+        let writable = self.shown.is_writable();
+        Features { readdirplus: true, posix_acl: true, export: true, writable }
     }
 
     fn init(&self, _: &Agreed, waits: &Arc<Waits>) {
         let _ = self.waits.set(Arc::clone(waits));
+        if self.shown.is_writable() {
+            // Without the thread its work is done where it comes up.
+            *self.later.lock() = Later::start(Arc::clone(&self.shown.client)).ok();
+        }
+    }
+
+    fn destroy(&self) {
+        let later = self.later.lock().take();
+        let held = self.shown.known.forget_all();
+        if let Some(later) = later {
+            later.finish();
+        }
+        held.into_iter().for_each(|ino| Work::LetGo(ino).run(&self.shown.client));
     }
 
     fn lookup(&self, request: &Request, parent: NodeId, name: &[u8], reply: Reply<Lookup>) {
-        let answer = |found, reply: Reply<Lookup>| match found {
-            Ok(record) => reply.entry(&Self::entry(&record)),
-            Err(Error::NotFound) => reply.absent(FOREVER),
-            Err(error) => reply.error(errno(&error)),
-        };
         let parent = ino(parent);
-        if let Some(found) = self.client.cached_lookup(parent, name) {
-            return answer(found, reply);
+        if let Some(found) = self.shown.client.cached_lookup(parent, name) {
+            let ino = found.as_ref().ok().map(|record| record.attr.ino);
+            if ino.is_none_or(|ino| self.shown.knows_at_once(ino)) {
+                return self.shown.answer_lookup(found, reply);
+            }
         }
         let name = name.to_vec();
-        self.wait(request, reply, move |client| client.lookup(parent, &name), answer);
+        let ask = move |shown: &Shown| shown.client.lookup(parent, &name);
+        self.wait(request, reply, ask, Shown::answer_lookup);
+    }
+
+    fn forget(&self, node: NodeId, count: u64) {
+        let ino = ino(node);
+        if self.shown.is_writable() && self.shown.known.forget(ino, count) {
+            self.later(Work::LetGo(ino));
+        }
     }
 
     fn getattr(&self, request: &Request, node: NodeId, reply: Reply<Attributes>) {
-        self.with_record(request, node, reply, |record, reply| match record {
-            Ok(record) => reply.attributes(&attr(&record), FOREVER),
-            Err(error) => reply.error(errno(&error)),
-        });
+        self.with_record(request, node, reply, Shown::answer_attributes);
     }
 
     fn statx(&self, request: &Request, node: NodeId, reply: Reply<StatxAttributes>) {
-        self.with_record(request, node, reply, |record, reply| match record {
-            Ok(record) => reply.attributes(&statx(&record), FOREVER),
+        self.with_record(request, node, reply, |shown, record, reply| match record {
+            Ok(record) => reply.attributes(&statx(&record), shown.ttl()),
             Err(error) => reply.error(errno(&error)),
         });
     }
 
     fn readlink(&self, request: &Request, node: NodeId, reply: Reply<Data>) {
-        let answer = |target: Result<Vec<u8>>, reply: Reply<Data>| match target {
+        let ino = ino(node);
+        if let Some(target) = self.shown.client.cached_record(ino).and_then(|it| it.target) {
+            return reply.data(&[Piece::Bytes(&target)]);
+        }
+        let ask = move |shown: &Shown| shown.client.readlink(ino);
+        self.wait(request, reply, ask, |_, target, reply| match target {
             Ok(target) => reply.data(&[Piece::Bytes(&target)]),
             Err(error) => reply.error(errno(&error)),
-        };
-        let ino = ino(node);
-        match self.client.cached_record(ino).and_then(|record| record.target) {
-            Some(target) => answer(Ok(target), reply),
-            None => self.wait(request, reply, move |client| client.readlink(ino), answer),
-        }
+        });
     }
 
     fn read(
@@ -154,21 +243,18 @@ impl Filesystem for VolumeFs {
         reply: Reply<Data>,
     ) {
         let ino = ino(node);
-        let file = self.client.file(ino);
-        let cached = self.client.cached_record(ino).and_then(|record| {
+        let file = self.shown.client.file(ino);
+        let cached = self.shown.client.cached_record(ino).and_then(|record| {
             let get = |page, _| Ok(file.cached_ref(page));
             pages(range, record.attr.size, get).ok().flatten()
         });
         if let Some(pages) = cached {
             return answer_pages(&pages, reply);
         }
-        let client = Arc::clone(&self.client);
+        let client = Arc::clone(&self.shown.client);
         let read = move |take: &mut dyn FnMut() -> Option<Reply<Data>>| {
             let file = client.file(ino);
-            let found = client.stat(ino).and_then(|attr| {
-                let found = pages(range, attr.size, |page, end| file.read_ref_of(page, end));
-                found?.ok_or_else(|| Error::corrupt(ino, "shorter than its size"))
-            });
+            let found = read_pages(&client, &file, ino, range);
             match (found, take()) {
                 (Ok(pages), Some(reply)) => answer_pages(&pages, reply),
                 (Err(error), Some(reply)) => reply.error(errno(&error)),
@@ -196,15 +282,15 @@ impl Filesystem for VolumeFs {
         reply: Reply<Directory>,
     ) {
         let (dir, room) = (ino(node), reply.room());
-        let ask = move |client: &Arc<Client>| {
-            let mut entries = client.readdir(dir, from)?.0;
+        let ask = move |shown: &Shown| {
+            let mut entries = shown.client.readdir(dir, from)?.0;
             entries.truncate(fitting(&entries, 0, room));
             Ok(entries)
         };
-        self.wait(request, reply, ask, |found: Result<Vec<_>>, reply| match found {
+        self.wait(request, reply, ask, |_, found: Result<Vec<_>>, reply| match found {
             Ok(entries) => {
                 let mut listing = reply.listing();
-                let _ = entries.iter().all(|entry| listing.push(&shown(entry)));
+                let _ = entries.iter().all(|entry| listing.push(&dir_entry(entry)));
                 listing.finish();
             }
             Err(error) => reply.error(errno(&error)),
@@ -220,7 +306,8 @@ impl Filesystem for VolumeFs {
         reply: Reply<DirectoryPlus>,
     ) {
         let (dir, room) = (ino(node), reply.room());
-        let ask = move |client: &Arc<Client>| {
+        let ask = move |shown: &Shown| {
+            let client = &shown.client;
             let mut entries = client.readdir(dir, from)?.0;
             entries.truncate(fitting(&entries, DirectoryPlus::ENTRY, room));
             let look_up = |entry: client::DirEntry| {
@@ -231,11 +318,13 @@ impl Filesystem for VolumeFs {
             };
             Ok(entries.into_iter().map(look_up).collect())
         };
-        self.wait(request, reply, ask, |found: Result<Vec<_>>, reply| match found {
+        self.wait(request, reply, ask, |shown, found: Result<Vec<_>>, reply| match found {
             Ok(entries) => {
                 let mut listing = reply.listing();
+                // They fit, so each one that is counted arrives.
                 let _ = entries.iter().all(|(entry, record)| {
-                    listing.push(&shown(entry), record.as_ref().map(Self::entry).as_ref())
+                    let known = record.as_ref().and_then(|record| shown.entry(record).ok());
+                    listing.push(&dir_entry(entry), known.as_ref())
                 });
                 listing.finish();
             }
@@ -248,24 +337,24 @@ impl Filesystem for VolumeFs {
             return reply.error(errno);
         }
         let ino = ino(node);
-        if self.client.cached_record(ino).is_some_and(|record| !record.has_xattr) {
+        if self.shown.client.cached_record(ino).is_some_and(|record| !record.has_xattr) {
             return reply.error(Errno::NODATA);
         }
         let name = name.to_vec();
-        self.wait(request, reply, move |client| client.getxattr(ino, &name), value);
+        self.wait(request, reply, move |shown| shown.client.getxattr(ino, &name), value);
     }
 
     fn listxattr(&self, request: &Request, node: NodeId, reply: Reply<Value>) {
         let ino = ino(node);
-        if self.client.cached_record(ino).is_some_and(|record| !record.has_xattr) {
+        if self.shown.client.cached_record(ino).is_some_and(|record| !record.has_xattr) {
             return reply.bytes(&[]);
         }
-        self.wait(request, reply, move |client| client.listxattr(ino), value);
+        self.wait(request, reply, move |shown| shown.client.listxattr(ino), value);
     }
 
     fn flags(&self, request: &Request, node: NodeId, reply: FlagsReply) {
         let (reply, question) = reply.apart();
-        self.with_record(request, node, reply, move |record, reply| {
+        self.with_record(request, node, reply, move |_, record, reply| {
             let reply = FlagsReply::new(reply, question);
             match record {
                 Ok(record) => reply.flags(&file_flags(&record)),
@@ -275,8 +364,8 @@ impl Filesystem for VolumeFs {
     }
 
     fn statfs(&self, request: &Request, _: NodeId, reply: Reply<Statistics>) {
-        let ask = |client: &Arc<Client>| client.statfs();
-        self.wait(request, reply, ask, |found, reply| match found {
+        let ask = |shown: &Shown| shown.client.statfs();
+        self.wait(request, reply, ask, |_, found, reply| match found {
             Ok(stat) => reply.statistics(&StatFs {
                 blocks: stat.blocks,
                 bfree: stat.free,
@@ -301,55 +390,179 @@ impl Filesystem for VolumeFs {
         reply: Reply<Position>,
     ) {
         let (ino, data) = (ino(node), whence == Whence::Data);
-        let ask = move |client: &Arc<Client>| client.seek(ino, offset, data);
-        self.wait(request, reply, ask, |found, reply| match found {
+        let ask = move |shown: &Shown| shown.client.seek(ino, offset, data);
+        self.wait(request, reply, ask, |_, found, reply| match found {
             Ok(found) => reply.position(found),
             Err(error) => reply.error(errno(&error)),
         });
+    }
+
+    fn open(&self, request: &Request, node: NodeId, how: Opening, reply: Reply<Opened>) {
+        self.open_file(request, node, how, reply);
+    }
+
+    fn release(&self, node: NodeId, handle: Handle) {
+        if handle == WRITES {
+            self.later(Work::Close(ino(node)));
+        }
+    }
+
+    fn opendir(&self, _: &Request, _: NodeId, reply: Reply<Opened>) {
+        match self.shown.sharing {
+            // By itself, and what it has listed it need not ask again.
+            Sharing::ReadOnly | Sharing::Alone => reply.unsupported(),
+            Sharing::Shared => reply.opened(Handle(0), OpenCache::empty()),
+        }
+    }
+
+    fn setattr(&self, ask: &Request, node: NodeId, what: &Changes, reply: Reply<Attributes>) {
+        self.set_attributes(ask, node, what, reply);
+    }
+
+    fn mknod(&self, ask: &Request, dir: NodeId, name: &[u8], new: &NewNode, r: Reply<Lookup>) {
+        self.make(ask, dir, name, new, r);
+    }
+
+    fn mkdir(&self, ask: &Request, dir: NodeId, name: &[u8], new: &NewNode, r: Reply<Lookup>) {
+        let directory = FileType::Directory.as_raw_mode();
+        self.make(ask, dir, name, &NewNode { mode: new.mode & 0o7777 | directory, ..*new }, r);
+    }
+
+    fn symlink(&self, ask: &Request, dir: NodeId, name: &[u8], to: &[u8], r: Reply<Lookup>) {
+        let (dir, by, name, to) = (ino(dir), caller(ask), name.to_vec(), to.to_vec());
+        let ask_owner = move |shown: &Shown| shown.client.symlink(dir, &name, &to, by);
+        self.wait(ask, r, ask_owner, Shown::answer_lookup);
+    }
+
+    fn link(&self, ask: &Request, node: NodeId, dir: NodeId, name: &[u8], r: Reply<Lookup>) {
+        let (ino, dir, by, name) = (ino(node), ino(dir), caller(ask), name.to_vec());
+        let ask_owner = move |shown: &Shown| shown.client.link(ino, dir, &name, by);
+        self.wait(ask, r, ask_owner, Shown::answer_lookup);
+    }
+
+    fn unlink(&self, request: &Request, parent: NodeId, name: &[u8], reply: Reply<Done>) {
+        let (dir, by, name) = (ino(parent), caller(request), name.to_vec());
+        let ask = move |shown: &Shown| {
+            shown.keep(dir, &name)?;
+            shown.client.unlink(dir, &name, by)
+        };
+        self.wait(request, reply, ask, done);
+    }
+
+    fn rmdir(&self, request: &Request, parent: NodeId, name: &[u8], reply: Reply<Done>) {
+        let (dir, by, name) = (ino(parent), caller(request), name.to_vec());
+        let ask = move |shown: &Shown| {
+            shown.keep(dir, &name)?;
+            shown.client.rmdir(dir, &name, by)
+        };
+        self.wait(request, reply, ask, done);
+    }
+
+    fn rename(
+        &self,
+        request: &Request,
+        from: (NodeId, &[u8]),
+        to: (NodeId, &[u8]),
+        flags: RenameFlags,
+        reply: Reply<Done>,
+    ) {
+        let (from, name) = (ino(from.0), from.1.to_vec());
+        let (to, new_name) = (ino(to.0), to.1.to_vec());
+        let by = caller(request);
+        let ask = move |shown: &Shown| {
+            shown.keep(to, &new_name)?;
+            shown.client.rename((from, &name), (to, &new_name), flags.bits(), by)
+        };
+        self.wait(request, reply, ask, done);
+    }
+
+    fn create(
+        &self,
+        request: &Request,
+        parent: NodeId,
+        name: &[u8],
+        new: &NewNode,
+        how: Opening,
+        reply: Reply<Created>,
+    ) {
+        self.create_file(request, (parent, name), new, how, reply);
+    }
+
+    fn write(
+        &self,
+        request: &Request,
+        node: NodeId,
+        _: Handle,
+        range: &WriteRange,
+        reply: Reply<Written>,
+    ) {
+        self.write_file(request, node, range, reply);
+    }
+
+    fn fallocate(
+        &self,
+        request: &Request,
+        node: NodeId,
+        _: Handle,
+        what: &Allocation,
+        reply: Reply<Done>,
+    ) {
+        let (ino, by, what) = (ino(node), caller(request), *what);
+        let ask = move |shown: &Shown| {
+            shown.client.allocate(ino, what.mode, what.offset, what.len, by)
+        };
+        self.wait(request, reply, ask, done);
+    }
+
+    fn setxattr(
+        &self,
+        request: &Request,
+        node: NodeId,
+        name: &[u8],
+        value: &[u8],
+        how: (XattrFlags, bool),
+        reply: Reply<Done>,
+    ) {
+        self.set_attribute(request, node, (name, value), how, reply);
+    }
+
+    fn removexattr(&self, request: &Request, node: NodeId, name: &[u8], reply: Reply<Done>) {
+        if let Err(errno) = attribute_name(name) {
+            return reply.error(errno);
+        }
+        let (ino, by, name) = (ino(node), caller(request), name.to_vec());
+        let ask = move |shown: &Shown| shown.client.remove_xattr(ino, &name, by);
+        self.wait(request, reply, ask, done);
+    }
+
+    fn set_flags(&self, request: &Request, node: NodeId, new: &NewFlags, reply: Reply<Done>) {
+        let (ino, by) = (ino(node), caller(request));
+        let (flags, known, project) = (new.flags, new.known, new.project);
+        let change = Change::SetFlags { flags, known, project };
+        let ask = move |shown: &Shown| shown.client.change(ino, change, by).map(drop);
+        self.wait(request, reply, ask, done);
+    }
+
+    fn fsync(
+        &self,
+        request: &Request,
+        node: NodeId,
+        _: Handle,
+        data_only: bool,
+        reply: Reply<Done>,
+    ) {
+        if !self.shown.is_writable() {
+            return reply.unsupported();
+        }
+        let ino = ino(node);
+        let ask = move |shown: &Shown| shown.known.sync(&shown.client, ino, data_only);
+        self.wait(request, reply, ask, done);
     }
 
     fn interrupt(&self, unique: u64) {
         if let Some(waits) = self.waits.get() {
             waits.interrupt(unique);
         }
-    }
-}
-
-/// Pages with the part of each that was asked for: first byte and bytes.
-type Parts<'f> = Vec<(Page<'f>, usize, usize)>;
-
-/// The pages of a range of a file that has `size` bytes, each from `get`, which is given the page
-/// and where the range ends. `None` if one is not to be had.
-fn pages<'f>(
-    range: ReadRange,
-    size: u64,
-    get: impl Fn(u64, u64) -> Result<Option<Page<'f>>>,
-) -> Result<Option<Parts<'f>>> {
-    let end = range.offset.saturating_add(u64::from(range.size)).min(size);
-    let mut pages = Vec::with_capacity(range.size.div_ceil(PAGE as u32) as usize);
-    let mut at = range.offset;
-    while at < end {
-        let within = at % PAGE;
-        let len = (end - at).min(PAGE - within);
-        let Some(page) = get(at / PAGE, end.div_ceil(PAGE))? else { return Ok(None) };
-        pages.push((page, within as usize, len as usize));
-        at += len;
-    }
-    Ok(Some(pages))
-}
-
-fn answer_pages(pages: &Parts<'_>, reply: Reply<Data>) {
-    let pieces: Option<Vec<Piece<'_>>> = pages
-        .iter()
-        .map(|(page, within, len)| match page {
-            Page::Shared(guard) => Piece::shared(guard, *within, *len),
-            Page::Copied(bytes) => bytes.get(*within..within + len).map(Piece::Bytes),
-        })
-        .collect();
-    match pieces {
-        // Copied, or handed to the kernel, before this returns: the pins last until then.
-        Some(pieces) => reply.data(&pieces),
-        None => reply.error(Errno::IO),
     }
 }
 
@@ -363,103 +576,9 @@ fn fitting(entries: &[client::DirEntry], beside: usize, room: usize) -> usize {
     entries.iter().take_while(fits).count()
 }
 
-fn shown(entry: &client::DirEntry) -> DirEntry<'_> {
-    DirEntry {
-        ino: u64::from(entry.ino.0),
-        next: entry.next,
-        kind: entry.kind.map_or(FileType::Unknown, file_type),
-        name: &entry.name,
-    }
-}
-
-fn value(found: Result<Vec<u8>>, reply: Reply<Value>) {
+fn value(_: &Shown, found: Result<Vec<u8>>, reply: Reply<Value>) {
     match found {
         Ok(value) => reply.bytes(&value),
         Err(error) => reply.error(errno(&error)),
-    }
-}
-
-/// The kernel calls the root 1; on an ext volume 1 is never shown, and the root is 2.
-fn ino(node: NodeId) -> Ino {
-    match node {
-        NodeId::ROOT => Ino::ROOT,
-        NodeId(node) => Ino(u32::try_from(node).unwrap_or(0)),
-    }
-}
-
-fn node(ino: Ino) -> NodeId {
-    match ino {
-        Ino::ROOT => NodeId::ROOT,
-        Ino(ino) => NodeId(u64::from(ino)),
-    }
-}
-
-/// What ext4 answers to names that no attribute can have.
-fn attribute_name(name: &[u8]) -> std::result::Result<(), Errno> {
-    const LISTS: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_default"];
-    const SPACES: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
-    match SPACES.iter().find_map(|space| name.strip_prefix(*space)) {
-        Some(b"") => Err(Errno::INVAL),
-        None if !LISTS.contains(&name) => Err(Errno::OPNOTSUPP),
-        _ => Ok(()),
-    }
-}
-
-fn errno(error: &Error) -> Errno {
-    Errno::from_raw_os_error(error.errno())
-}
-
-fn time(stamp: Timestamp) -> Time {
-    Time { secs: stamp.seconds, nanos: stamp.nanoseconds }
-}
-
-fn statx(record: &InodeRecord) -> Statx {
-    let mask = STATX_FLAGS.iter().fold(0, |mask, &(_, bit)| mask | bit);
-    let set = STATX_FLAGS.iter().filter(|(flag, _)| record.attr.flags.contains(*flag));
-    Statx {
-        attr: attr(record),
-        btime: record.attr.crtime.map(time),
-        attributes: set.fold(0, |set, &(_, bit)| set | bit),
-        attributes_mask: mask,
-    }
-}
-
-fn file_flags(record: &InodeRecord) -> FileFlags {
-    let attr = &record.attr;
-    let hidden = if attr.kind == Kind::Regular { PROJECT_INHERIT } else { 0 };
-    FileFlags {
-        flags: attr.flags.bits() & VISIBLE_FLAGS & !hidden,
-        generation: attr.generation,
-        project: attr.project,
-    }
-}
-
-fn attr(record: &InodeRecord) -> Attr {
-    let attr = &record.attr;
-    Attr {
-        ino: u64::from(attr.ino.0),
-        size: attr.size,
-        blocks: attr.blocks,
-        atime: time(attr.atime),
-        mtime: time(attr.mtime),
-        ctime: time(attr.ctime),
-        mode: u32::from(attr.mode),
-        nlink: attr.links,
-        uid: attr.uid,
-        gid: attr.gid,
-        rdev: attr.device,
-        blksize: attr.block_size,
-    }
-}
-
-fn file_type(kind: Kind) -> FileType {
-    match kind {
-        Kind::Fifo => FileType::Fifo,
-        Kind::CharDevice => FileType::CharacterDevice,
-        Kind::Directory => FileType::Directory,
-        Kind::BlockDevice => FileType::BlockDevice,
-        Kind::Regular => FileType::RegularFile,
-        Kind::Symlink => FileType::Symlink,
-        Kind::Socket => FileType::Socket,
     }
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use cfs::engine::{Options, Volume};
 use cfs::local::LocalVolume;
 use cfs::mount::mountpoint::{MountOptions, Mounted, open_and_mount};
-use cfs::mount::{Choice, Config, Session, VolumeFs};
+use cfs::mount::{Choice, Config, Session, Sharing, VolumeFs};
 use rustix::fs::{AtFlags, CWD, OFlags, StatxFlags};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::CpuSet;
@@ -55,7 +55,7 @@ impl Fixture {
         let switch = via.switch();
         let (device, mounted) = open_and_mount(root.path(), &MountOptions::new("slow")).unwrap();
         let choice = if via == Via::Device { Choice::Device } else { Choice::Auto };
-        let fs = VolumeFs::new(volume.client().clone());
+        let fs = VolumeFs::new(volume.client().clone(), Sharing::ReadOnly);
         let config = Config { choice, ..Config::default() };
         let session = Some(Session::start(device, fs, config).unwrap());
         drop(switch);

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use cfs::local::LocalVolume;
 use cfs::mount::mountpoint::{self, MountOptions, Mounted};
-use cfs::mount::{Choice, Config, Session, VolumeFs};
+use cfs::mount::{Choice, Config, Session, Sharing, VolumeFs};
 use cfs::open::OpenOptions;
 use oslet::sys::process::{self, SignalFd, SignalSet};
 use rustix::event::{PollFd, PollFlags};
@@ -205,7 +205,7 @@ fn serve(args: &MountArgs, ready: impl FnOnce(&Session) -> Result<()>) -> Result
         }
     }
     let (device, mounted) = mountpoint::open_and_mount(&dir, &mount_options)?;
-    let fs = VolumeFs::new(std::sync::Arc::clone(volume.client()));
+    let fs = VolumeFs::new(std::sync::Arc::clone(volume.client()), Sharing::ReadOnly);
     let config = Config { choice: settings.choice, ..Config::default() };
     let session = match Session::start(device, fs, config) {
         Ok(session) => session,
