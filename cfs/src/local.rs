@@ -79,6 +79,11 @@ impl LocalVolume {
         &self.owner
     }
 
+    /// Whether it may be changed.
+    pub fn is_writable(&self) -> bool {
+        self.owner.is_writable()
+    }
+
     /// The image underneath; none where a volume was given.
     pub fn image(&self) -> Option<&Image> {
         self.image.as_ref()

@@ -52,8 +52,8 @@ pub use ops::{
     Statx, Time, TrimRange, Whence, WriteRange, XattrFlags,
 };
 pub use reply::{
-    Attributes, Created, Data, Directory, DirectoryPlus, Done, FlagsReply, Listing, Lookup,
-    OpenCache, Opened, Piece, Position, Reply, Statistics, StatxAttributes, Trimmed, Value,
+    Attributes, Controlled, Created, Data, Directory, DirectoryPlus, Done, FlagsReply, Listing,
+    Lookup, OpenCache, Opened, Piece, Position, Reply, Statistics, StatxAttributes, Trimmed, Value,
     Written,
 };
 pub use session::{Choice, Config, Session, Transport};

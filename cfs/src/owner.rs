@@ -156,6 +156,11 @@ impl Owner {
         self.object
     }
 
+    /// Whether the volume was opened to be changed.
+    pub fn is_writable(&self) -> bool {
+        self.writer.is_some()
+    }
+
     /// The engine underneath.
     pub fn volume(&self) -> &Volume {
         &self.volume

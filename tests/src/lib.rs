@@ -10,6 +10,7 @@ pub mod kernel;
 pub mod load;
 pub mod namediff;
 pub mod opfuzz;
+pub mod ours;
 pub mod power;
 pub mod program;
 pub mod storm;

@@ -8,57 +8,16 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::DirEntryExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use cfs::local::LocalVolume;
-use cfs::mount::mountpoint::{MountOptions, Mounted, open_and_mount};
-use cfs::mount::{Config, Session, Sharing, VolumeFs};
-use cfs::open::OpenOptions;
 use rustix::fs::{Access, AtFlags, CWD, FlockOperation, Mode, OFlags, SeekFrom, Timespec};
 use rustix::fs::{Timestamps, XattrFlags};
 use rustix::io::Errno;
 use tests::kernel::{LoopMount, arg, missing, mke2fs, run};
-
-const SOON: Duration = Duration::from_secs(20);
-
-/// An image as this project mounts it, in this process.
-struct Ours {
-    dir: PathBuf,
-    mounted: Mounted,
-    session: Option<Session>,
-    _volume: LocalVolume,
-}
-
-impl Ours {
-    fn new(image: &Path, dir: &Path) -> Result<Self> {
-        std::fs::create_dir_all(dir)?;
-        let options = OpenOptions { read_only: true, ..OpenOptions::default() };
-        let volume = LocalVolume::open(image, 64 << 20, &options)?;
-        let mut options = MountOptions::new("image");
-        (options.nodev, options.nosuid) = (false, false);
-        let (device, mounted) = open_and_mount(dir, &options)?;
-        let fs = VolumeFs::new(Arc::clone(volume.client()), Sharing::ReadOnly);
-        let session = Some(Session::start(device, fs, Config::default())?);
-        Ok(Self { dir: dir.to_owned(), mounted, session, _volume: volume })
-    }
-}
-
-impl Drop for Ours {
-    fn drop(&mut self) {
-        if let Err(error) = self.mounted.unmount(&self.dir) {
-            eprintln!("{error}");
-        }
-        if let Some(session) = self.session.take()
-            && !session.wait(SOON)
-        {
-            eprintln!("{}: the session did not end with the mount", self.dir.display());
-        }
-    }
-}
+use tests::opfuzz::volumes::Mounted as _;
+use tests::ours::Ours;
 
 /// The same volume, mounted by us and by the kernel.
 struct Both {
@@ -79,7 +38,7 @@ impl Both {
         filled.unmount()?;
         ensure!(output.status.success(), "{script}: {words}");
         std::fs::copy(&image, &copy)?;
-        let ours = Ours::new(&image, &dir.path().join("ours"))?;
+        let ours = Ours::read_only(&image, &dir.path().join("ours"))?;
         let kernel = LoopMount::new(&copy, &dir.path().join("kernel"), "ro")?;
         Ok(Self { ours, kernel, _dir: dir })
     }
@@ -90,7 +49,7 @@ impl Both {
         what: &str,
         ask: impl Fn(&Path) -> T,
     ) -> Result<()> {
-        let (ours, theirs) = (ask(&self.ours.dir), ask(self.kernel.dir()));
+        let (ours, theirs) = (ask(self.ours.dir()), ask(self.kernel.dir()));
         ensure!(ours == theirs, "{what}: ours {ours:?}, the kernel's {theirs:?}");
         Ok(())
     }
@@ -376,7 +335,7 @@ fn a_large_directory_can_be_read_from_anywhere() -> Result<()> {
     let script = "mkdir d; cd d; seq -f 'name-%06g-of-a-file-that-is-not-so-short' 20000 | \
                   xargs -n 1000 touch";
     let both = Both::new(&["-t", "ext4", "-b", "4096", "-N", "30000"], script)?;
-    let dir = both.ours.dir.join("d");
+    let dir = both.ours.dir().join("d");
     let ours = positions(&dir)?;
     let names: BTreeMap<_, _> = ours.iter().map(|(name, ino, _)| (name, ino)).collect();
     let theirs = positions(&both.kernel.dir().join("d"))?;

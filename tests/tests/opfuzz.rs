@@ -8,6 +8,7 @@ use tests::opfuzz::generate::Plan;
 use tests::opfuzz::model::Traits;
 use tests::opfuzz::run::many;
 use tests::opfuzz::volumes::{Volume, Volumes, kernel_ext4};
+use tests::ours::ours;
 
 /// Kinds of volumes: arguments of mke2fs, bytes of a block.
 const KINDS: [(&str, u64); 3] = [
@@ -46,6 +47,29 @@ fn kernel_ext4_answers_as_the_model() -> Result<()> {
         }
         println!("{arguments}: seeds {first} to {}", first + rounds - 1);
         println!("ran: {rounds} sequences, {ops} operations on kernel ext4 and a model");
+    }
+    Ok(())
+}
+
+#[test]
+fn ours_answers_as_the_model_and_kernel_ext4() -> Result<()> {
+    if let Some(why) = kernel::missing() {
+        println!("skipped: {why}");
+        return Ok(());
+    }
+    let dir = tempfile::Builder::new().prefix("opfuzz-").tempdir_in("/dev/shm")?;
+    for (arguments, block) in KINDS {
+        let theirs = Volume::new("ext4", dir.path(), arguments, kernel_ext4())?;
+        let ours = Volume::new("ours", dir.path(), arguments, ours())?;
+        let mut field = Volumes { traits: Traits::ext4(block), volumes: vec![theirs, ours] };
+        let (first, rounds) = (seed(), rounds(30, 3500));
+        let plan = Plan::new(block);
+        let ops = many(&mut field, first..first + rounds, 80, &plan)?;
+        for volume in &mut field.volumes {
+            volume.check()?;
+        }
+        println!("{arguments}: seeds {first} to {}", first + rounds - 1);
+        println!("ran: {rounds} sequences, {ops} operations on ours, kernel ext4 and a model");
     }
     Ok(())
 }

@@ -15,8 +15,8 @@ pub use change::{
 };
 
 use super::reply::{
-    Attributes, Created, Data, Directory, DirectoryPlus, Done, FlagsReply, Lookup, Opened,
-    Position, Reply, Statistics, StatxAttributes, Trimmed, Value, Written,
+    Attributes, Controlled, Created, Data, Directory, DirectoryPlus, Done, FlagsReply, Lookup,
+    Opened, Position, Reply, Statistics, StatxAttributes, Trimmed, Value, Written,
 };
 use super::waits::Waits;
 
@@ -373,7 +373,13 @@ pub trait Filesystem: Send + Sync + 'static {
     }
 
     /// Sets flags, and where asked for the project.
-    fn set_flags(&self, _request: &Request, _node: NodeId, _new: &NewFlags, reply: Reply<Done>) {
+    fn set_flags(
+        &self,
+        _request: &Request,
+        _node: NodeId,
+        _new: &NewFlags,
+        reply: Reply<Controlled>,
+    ) {
         reply.error(Errno::ROFS);
     }
 

@@ -11,7 +11,7 @@ mod change;
 pub(super) mod flags;
 
 pub(super) use buffers::{Buffers, Loan};
-pub use change::{Created, Trimmed, Written};
+pub use change::{Controlled, Created, Trimmed, Written};
 pub use flags::FlagsReply;
 pub(super) use flags::Question;
 pub use oslet::sys::vectored::Piece;

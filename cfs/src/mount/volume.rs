@@ -13,10 +13,10 @@ use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use super::{
-    Agreed, Allocation, Attributes, Changes, Created, Data, Directory, DirectoryPlus, Done, Entry,
-    Features, Filesystem, FlagsReply, Handle, Lookup, NewFlags, NewNode, NodeId, OpenCache, Opened,
-    Opening, Piece, Position, ReadRange, RenameFlags, Reply, Request, StatFs, Statistics,
-    StatxAttributes, Value, Waits, Whence, WriteRange, Written, XattrFlags,
+    Agreed, Allocation, Attributes, Changes, Controlled, Created, Data, Directory, DirectoryPlus,
+    Done, Entry, Features, Filesystem, FlagsReply, Handle, Lookup, NewFlags, NewNode, NodeId,
+    OpenCache, Opened, Opening, Piece, Position, ReadRange, RenameFlags, Reply, Request, StatFs,
+    Statistics, StatxAttributes, Value, Waits, Whence, WriteRange, Written, XattrFlags,
 };
 use crate::cache::InodeRecord;
 use crate::change::Change;
@@ -508,9 +508,8 @@ impl Filesystem for VolumeFs {
         reply: Reply<Done>,
     ) {
         let (ino, by, what) = (ino(node), caller(request), *what);
-        let ask = move |shown: &Shown| {
-            shown.client.allocate(ino, what.mode, what.offset, what.len, by)
-        };
+        let ask =
+            move |shown: &Shown| shown.client.allocate(ino, what.mode, what.offset, what.len, by);
         self.wait(request, reply, ask, done);
     }
 
@@ -535,12 +534,15 @@ impl Filesystem for VolumeFs {
         self.wait(request, reply, ask, done);
     }
 
-    fn set_flags(&self, request: &Request, node: NodeId, new: &NewFlags, reply: Reply<Done>) {
+    fn set_flags(&self, request: &Request, node: NodeId, new: &NewFlags, r: Reply<Controlled>) {
         let (ino, by) = (ino(node), caller(request));
         let (flags, known, project) = (new.flags, new.known, new.project);
         let change = Change::SetFlags { flags, known, project };
         let ask = move |shown: &Shown| shown.client.change(ino, change, by).map(drop);
-        self.wait(request, reply, ask, done);
+        self.wait(request, r, ask, |_, result: Result<()>, reply| match result {
+            Ok(()) => reply.done(),
+            Err(error) => reply.error(errno(&error)),
+        });
     }
 
     fn fsync(

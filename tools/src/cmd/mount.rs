@@ -9,6 +9,8 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use cfs::engine::write::WriterOptions;
+use cfs::journal::JournalOptions;
 use cfs::local::LocalVolume;
 use cfs::mount::mountpoint::{self, MountOptions, Mounted};
 use cfs::mount::{Choice, Config, Session, Sharing, VolumeFs};
@@ -27,6 +29,8 @@ const READY: &str = "ready\n";
 /// Bytes of page cache where no option says how many.
 const DEFAULT_CACHE: u64 = 256 << 20;
 const FAILED: u8 = 2;
+/// Seconds that a change may wait for its commit at most.
+const MAX_COMMIT: u32 = 300;
 /// How long the server of a mount that has just ended may take to let its image go.
 const LET_GO_LIMIT: Duration = Duration::from_secs(1);
 /// How long threads may take to end behind the unmount.
@@ -34,8 +38,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(5);
 
 /// Mount an ext2, ext3 or ext4 image or block device here, without a cluster.
 ///
-/// The mount is read-only in this version. A journal that needs recovery is replayed first: in
-/// place, or in memory with `-o ro`. Ends with umount(8).
+/// A journal that needs recovery is replayed first: in place, or in memory with `-o ro`. A volume
+/// with features that only allow reading is mounted read-only, and says which. Ends with umount(8).
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:
   oslet mount disk.img /mnt              until `umount /mnt`
@@ -45,6 +49,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(5);
 
 Options for -o:
   ro             never write to the image: replay its journal in memory
+  commit=SECONDS changes are durable after so many at the latest [default: 5]
   cache=SIZE     memory for cached pages [default: 256M]
   transport=dev  serve over /dev/fuse even where FUSE over io_uring is on
   allow_other    other users may use the mount [default for root]
@@ -68,6 +73,7 @@ pub(crate) struct MountArgs {
 #[derive(Clone, Debug)]
 struct Settings {
     read_only: bool,
+    commit: Duration,
     cache: u64,
     choice: Choice,
     allow_other: Option<bool>,
@@ -191,10 +197,22 @@ fn serve(args: &MountArgs, ready: impl FnOnce(&Session) -> Result<()>) -> Result
     let signals = SignalFd::new(&ending).context("signalfd")?;
     let dir = std::fs::canonicalize(&args.dir).with_context(|| args.dir.display().to_string())?;
     let holder = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let options = OpenOptions { read_only: settings.read_only, holder, ..OpenOptions::default() };
+    let journal = JournalOptions {
+        commit_interval: settings.commit,
+        mount_point: Some(dir.display().to_string()),
+    };
+    let writer = WriterOptions { journal, ..WriterOptions::default() };
+    let options = OpenOptions {
+        read_only: settings.read_only,
+        take_over: false,
+        holder,
+        writer: (!settings.read_only).then_some(writer),
+    };
     let volume = open(&args.source, settings.cache, &options)?;
     let mut mount_options = MountOptions::new(args.source.display().to_string());
     mount_options.noexec = settings.noexec;
+    let sharing = if volume.is_writable() { Sharing::Alone } else { Sharing::ReadOnly };
+    mount_options.read_only = sharing == Sharing::ReadOnly;
     for (wanted, option) in [
         (settings.allow_other, &mut mount_options.allow_other),
         (settings.nosuid, &mut mount_options.nosuid),
@@ -205,7 +223,7 @@ fn serve(args: &MountArgs, ready: impl FnOnce(&Session) -> Result<()>) -> Result
         }
     }
     let (device, mounted) = mountpoint::open_and_mount(&dir, &mount_options)?;
-    let fs = VolumeFs::new(std::sync::Arc::clone(volume.client()), Sharing::ReadOnly);
+    let fs = VolumeFs::new(std::sync::Arc::clone(volume.client()), sharing);
     let config = Config { choice: settings.choice, ..Config::default() };
     let session = match Session::start(device, fs, config) {
         Ok(session) => session,
@@ -283,9 +301,19 @@ fn end(session: Session, mounted: Mounted, dir: &Path) -> Result<()> {
     Ok(session.stop(STOP_LIMIT)?)
 }
 
+/// As ext4 takes it: 0 is the default.
+fn commit_interval(seconds: &str) -> Result<Duration> {
+    match seconds.parse::<u32>() {
+        Ok(0) => Ok(JournalOptions::default().commit_interval),
+        Ok(seconds @ 1..=MAX_COMMIT) => Ok(Duration::from_secs(seconds.into())),
+        _ => bail!("-o commit={seconds}: seconds from 0 to {MAX_COMMIT} are needed"),
+    }
+}
+
 fn settings(options: &[String]) -> Result<Settings> {
     let mut settings = Settings {
         read_only: false,
+        commit: JournalOptions::default().commit_interval,
         cache: DEFAULT_CACHE,
         choice: Choice::Auto,
         allow_other: None,
@@ -297,6 +325,7 @@ fn settings(options: &[String]) -> Result<Settings> {
         let (name, value) = option.split_once('=').unwrap_or((option, ""));
         match (name, value) {
             ("ro", "") => settings.read_only = true,
+            ("commit", seconds) => settings.commit = commit_interval(seconds)?,
             ("cache", size) => {
                 settings.cache = oslet::config::parse_size(size)
                     .map_err(|why| anyhow::anyhow!("-o cache={size}: {why}"))?;
@@ -327,7 +356,7 @@ fn settings(options: &[String]) -> Result<Settings> {
             ) => {}
             (name, _) if name.starts_with("x-") || name == "comment" => {}
             _ => bail!(
-                "-o {option}: unknown; known are ro, cache=SIZE, transport=dev|auto, allow_other, \
+                "-o {option}: unknown; known are ro, commit=SECONDS, cache=SIZE, transport=dev|auto, allow_other, \
                  suid, nosuid, dev, nodev, exec, noexec"
             ),
         }

@@ -11,6 +11,8 @@ use crate::mount::reply::OpenCache;
 pub enum Created {}
 /// Kind of an answer: how much was written.
 pub enum Written {}
+/// Kind of an answer: an ioctl request that tells nothing was done.
+pub enum Controlled {}
 /// Kind of an answer: how much was discarded.
 pub enum Trimmed {}
 
@@ -33,6 +35,13 @@ impl Reply<Written> {
     /// So many bytes were.
     pub fn written(self, size: u32) {
         self.value(&abi::WriteOut { size, padding: 0 });
+    }
+}
+
+impl Reply<Controlled> {
+    /// Done.
+    pub fn done(self) {
+        self.value(&abi::IoctlOut::default());
     }
 }
 

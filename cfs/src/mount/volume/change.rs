@@ -9,8 +9,8 @@ use crate::cache::InodeRecord;
 use crate::change::{self, Caller, NewInode, SetAttr, WriteOptions};
 use crate::disk::inode::InodeFlags;
 use crate::mount::{
-    Attributes, Changes, Created, Done, Handle, Lookup, NewNode, NodeId, OpenCache, Opened, Opening,
-    Reply, Request, SetTime, WriteRange, Written, XattrFlags,
+    Attributes, Changes, Created, Done, Handle, Lookup, NewNode, NodeId, OpenCache, Opened,
+    Opening, Reply, Request, SetTime, WriteRange, Written, XattrFlags,
 };
 use crate::{Error, Result};
 
@@ -121,11 +121,14 @@ impl VolumeFs {
             privileged: caller(request).privileged,
         };
         let shown = std::sync::Arc::clone(&self.shown);
-        let write = move |reply: Reply<Written>| {
-            match shown.client.write(ino, offset, reply.data(), options) {
-                Ok(written) => reply.written(written.len as u32),
-                Err(error) => reply.error(errno(&error)),
-            }
+        let write = move |reply: Reply<Written>| match shown.client.write(
+            ino,
+            offset,
+            reply.data(),
+            options,
+        ) {
+            Ok(written) => reply.written(written.len as u32),
+            Err(error) => reply.error(errno(&error)),
         };
         match self.waits.get() {
             // The data are with the reply: whoever is killed waits for the write, as on a disk.

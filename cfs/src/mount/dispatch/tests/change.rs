@@ -15,8 +15,8 @@ use crate::mount::ops::{
     Opening, ReadRange, RenameFlags, Request, TrimRange, WriteRange, XattrFlags,
 };
 use crate::mount::reply::{
-    Attributes, Channel, Created, Data, Directory, Done, Lookup, OpenCache, Reply, Statistics,
-    Trimmed, Written,
+    Attributes, Channel, Controlled, Created, Data, Directory, Done, Lookup, OpenCache, Reply,
+    Statistics, Trimmed, Written,
 };
 use crate::mount::{Attr, Entry};
 
@@ -126,7 +126,7 @@ impl Filesystem for Notes {
         self.note(("removexattr", node, name));
         reply.done();
     }
-    fn set_flags(&self, _: &Request, node: NodeId, new: &NewFlags, reply: Reply<Done>) {
+    fn set_flags(&self, _: &Request, node: NodeId, new: &NewFlags, reply: Reply<Controlled>) {
         self.note((node, new));
         reply.done();
     }
@@ -290,10 +290,11 @@ fn attributes_by_name_are_set_and_removed() {
 #[test]
 fn flags_are_set_and_space_is_trimmed() {
     let ask = |cmd| abi::IoctlIn { cmd, in_size: 28, out_size: 28, ..Default::default() };
-    let (what, error, _) =
+    let (what, error, bytes) =
         asked(op::IOCTL, ask(ioctl::SETFLAGS).as_bytes(), &0x30u32.to_ne_bytes(), b"");
     let new = NewFlags { flags: 0x30, known: u32::MAX, project: None };
     assert_eq!((what, error), (debug((NodeId(3), &new)), 0));
+    assert_eq!(bytes, [0; 16], "the kernel takes nothing else for an answer");
     let extended = abi::FsXattr { xflags: 0x8 | 0x80, projid: 42, ..Default::default() };
     let (what, ..) = asked(op::IOCTL, ask(ioctl::FSSETXATTR).as_bytes(), extended.as_bytes(), b"");
     assert!(what.contains("flags: 80,") && what.contains("project: Some(42)"), "{what}");
