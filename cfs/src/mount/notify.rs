@@ -49,7 +49,15 @@ impl Notifier {
                 len.map_or(0, |len| i64::try_from(len).unwrap_or(0)),
             ),
         };
+        self.may_wait()?;
         let message = abi::NotifyInvalInode { ino: node.0, off, len };
+        self.send(notify::INVAL_INODE, &[message.as_bytes()])
+    }
+
+    /// Drops the attributes that are cached of an inode. Never waits, so that threads that answer
+    /// requests may do it.
+    pub(super) fn attributes(&self, node: NodeId) -> Result<bool> {
+        let message = abi::NotifyInvalInode { ino: node.0, off: -1, len: 0 };
         self.send(notify::INVAL_INODE, &[message.as_bytes()])
     }
 
@@ -59,6 +67,7 @@ impl Notifier {
         if name.is_empty() || name.len() > NAME_MAX {
             return Err(Error::Invalid(format!("a name of {} bytes cannot exist", name.len())));
         }
+        self.may_wait()?;
         let message =
             abi::NotifyInvalEntry { parent: parent.0, namelen: name.len() as u32, flags: 0 };
         self.send(notify::INVAL_ENTRY, &[message.as_bytes(), name, b"\0"])
@@ -66,10 +75,11 @@ impl Notifier {
 
     /// Makes the kernel ask again for every name before it is used; never waits. Needs Linux 6.17.
     pub fn all_entries(&self) -> Result<bool> {
+        self.may_wait()?;
         self.send(notify::INC_EPOCH, &[])
     }
 
-    fn send(&self, code: i32, parts: &[&[u8]]) -> Result<bool> {
+    fn may_wait(&self) -> Result<()> {
         if SERVES.get() {
             return Err(Error::Invalid(
                 "a notification may wait for an answer of the thread that sends it: send it from \
@@ -77,6 +87,10 @@ impl Notifier {
                     .into(),
             ));
         }
+        Ok(())
+    }
+
+    fn send(&self, code: i32, parts: &[&[u8]]) -> Result<bool> {
         let Some(device) = self.device.upgrade() else {
             return Err(Error::Gone("the mount".into()));
         };

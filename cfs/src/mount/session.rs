@@ -154,8 +154,7 @@ impl Session {
 
     /// Sends notifications.
     pub fn notifier(&self) -> Notifier {
-        let device = self.shared.device.lock();
-        Notifier::new(device.as_ref().map(Arc::downgrade).unwrap_or_default())
+        self.shared.notifier()
     }
 
     /// Becomes readable when the session has ended: the mount is gone from all namespaces, the
@@ -374,6 +373,11 @@ impl Shared {
             ended: Condvar::new(),
             ended_event: eventfd(0, EventfdFlags::CLOEXEC).map_err(Error::io("eventfd"))?,
         })
+    }
+
+    pub(super) fn notifier(&self) -> Notifier {
+        let device = self.device.lock();
+        Notifier::new(device.as_ref().map(Arc::downgrade).unwrap_or_default())
     }
 
     pub(super) fn interrupter(&self) -> &Interrupter {

@@ -538,7 +538,12 @@ impl Filesystem for VolumeFs {
         let (ino, by) = (ino(node), caller(request));
         let (flags, known, project) = (new.flags, new.known, new.project);
         let change = Change::SetFlags { flags, known, project };
-        let ask = move |shown: &Shown| shown.client.change(ino, change, by).map(drop);
+        let waits = self.waits.get().cloned();
+        let ask = move |shown: &Shown| {
+            shown.client.change(ino, change, by)?;
+            waits.iter().for_each(|waits| waits.attributes_changed(node));
+            Ok(())
+        };
         self.wait(request, r, ask, |_, result: Result<()>, reply| match result {
             Ok(()) => reply.done(),
             Err(error) => reply.error(errno(&error)),

@@ -20,7 +20,7 @@ use parking_lot::{Condvar, Mutex};
 use rustix::io::Errno;
 
 use super::notify;
-use super::ops::Request;
+use super::ops::{NodeId, Request};
 use super::reply::Reply;
 use super::session::{Guard, Shared};
 
@@ -155,6 +155,14 @@ impl Waits {
             work(held);
         } else {
             self.hand_over(Box::new(move || work(held)));
+        }
+    }
+
+    /// Attributes changed by a request after which the kernel goes on believing what it knew.
+    pub fn attributes_changed(&self, node: NodeId) {
+        if let Some(session) = self.session.get().and_then(Weak::upgrade) {
+            // It knows nothing of the inode, or has ended the mount.
+            let _ = session.notifier().attributes(node);
         }
     }
 

@@ -462,10 +462,10 @@ impl Owner {
     }
 }
 
-/// The present as the kernel's clock ticks, so that not every write changes the inode; not before a
-/// time of the same tick.
+/// The present, exact: who looks before and after a write sees two times. Not before a time that
+/// was shown already, unless the clock was set back.
 fn tick(last: Timestamp) -> Timestamp {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
     let now = Timestamp { seconds: now.tv_sec, nanoseconds: now.tv_nsec as u32 };
     let next = Timestamp { seconds: now.seconds + 1, ..now };
     if now < last && last < next { last } else { now }

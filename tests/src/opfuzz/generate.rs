@@ -48,12 +48,14 @@ pub struct Plan {
     pub value: usize,
     /// Whether flags and attributes are used.
     pub attributes: bool,
+    /// Whether ranges are taken out of files and put in: the kernel passes neither on to FUSE.
+    pub shifts: bool,
 }
 
 impl Plan {
     /// For volumes of such blocks.
     pub fn new(block: u64) -> Self {
-        Self { block, value: if block < 4096 { 100 } else { 700 }, attributes: true }
+        Self { block, value: if block < 4096 { 100 } else { 700 }, attributes: true, shifts: true }
     }
 }
 
@@ -201,7 +203,8 @@ impl Maker<'_> {
             13..18 => {
                 use Allocate::*;
                 let all = [Grow, KeepSize, Punch, Punch, Zero, ZeroKeepSize, Collapse, Insert];
-                let what = self.random.pick(&all);
+                let usable = if self.plan.shifts { &all[..] } else { &all[..6] };
+                let what = self.random.pick(usable);
                 if matches!(what, Collapse | Insert) && !self.random.once_in(5) {
                     (offset, len) = self.blocks(size);
                 }
