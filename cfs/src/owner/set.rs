@@ -232,8 +232,11 @@ impl Owner {
                 writer.allocate(live, around.start, around.end, range.end, grow, caller)
             }
             PUNCH_HOLE if mode & KEEP_SIZE != 0 => {
-                self.zero_pages(file, live, range.start..range.end.min(size.max(range.start)))?;
-                writer.punch(live, whole.start, whole.end.max(whole.start), now())
+                // A hole that reaches beyond the end has all of the last page.
+                let end = if range.end > size { (size / PAGE + 1) * PAGE } else { range.end };
+                let end = end.max(range.start);
+                self.zero_pages(file, live, range.start..end)?;
+                writer.punch(live, whole.start, (end >> bits).max(whole.start), now())
             }
             ZERO_RANGE => {
                 if grows {

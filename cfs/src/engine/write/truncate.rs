@@ -112,6 +112,7 @@ impl Writer {
     ) -> Result<()> {
         let bits = self.volume.superblock().block_bits;
         let Range { start: mut next, end } = range;
+        let mut changed = false;
         while next < end {
             let run = self.map(live, next, end - next)?;
             let claim = if run.mapping == Mapping::Hole {
@@ -128,14 +129,21 @@ impl Writer {
                 if let Some(claim) = claim {
                     self.insert_run(&mut handle, live, next, claim, true)?;
                 }
-                live.inode.ctime = now();
+                let time = now();
+                (live.inode.mtime, live.inode.ctime) = (time, time);
                 if longer {
                     (live.inode.size, live.disk_size) = (covered, covered);
-                    live.inode.mtime = live.inode.ctime;
                 }
                 self.store(&mut handle, live)?;
+                changed = true;
             }
             next += len;
+        }
+        if !changed {
+            // A file whose blocks were all there counts as changed nevertheless.
+            let (mut handle, time) = (self.begin(Self::STORE_CREDITS)?, now());
+            (live.inode.mtime, live.inode.ctime) = (time, time);
+            self.store(&mut handle, live)?;
         }
         Ok(())
     }
