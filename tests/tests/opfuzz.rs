@@ -63,7 +63,7 @@ fn ours_answers_as_the_model_and_kernel_ext4() -> Result<()> {
         let ours = Volume::new("ours", dir.path(), arguments, ours())?;
         let mut field = Volumes { traits: Traits::ext4(block), volumes: vec![theirs, ours] };
         let (first, rounds) = (seed(), rounds(30, 3500));
-        let plan = Plan { shifts: false, ..Plan::new(block) };
+        let plan = Plan { unpassed: false, ..Plan::new(block) };
         let ops = many(&mut field, first..first + rounds, 80, &plan)?;
         for volume in &mut field.volumes {
             volume.check()?;

@@ -48,14 +48,20 @@ pub struct Plan {
     pub value: usize,
     /// Whether flags and attributes are used.
     pub attributes: bool,
-    /// Whether ranges are taken out of files and put in: the kernel passes neither on to FUSE.
-    pub shifts: bool,
+    /// Whether what the kernel keeps to itself is used: it passes ranges taken out of files or put
+    /// in not on to FUSE, and checks names before it asks whether an inode is immutable.
+    pub unpassed: bool,
 }
 
 impl Plan {
     /// For volumes of such blocks.
     pub fn new(block: u64) -> Self {
-        Self { block, value: if block < 4096 { 100 } else { 700 }, attributes: true, shifts: true }
+        Self {
+            block,
+            value: if block < 4096 { 100 } else { 700 },
+            attributes: true,
+            unpassed: true,
+        }
     }
 }
 
@@ -203,7 +209,7 @@ impl Maker<'_> {
             13..18 => {
                 use Allocate::*;
                 let all = [Grow, KeepSize, Punch, Punch, Zero, ZeroKeepSize, Collapse, Insert];
-                let usable = if self.plan.shifts { &all[..] } else { &all[..6] };
+                let usable = if self.plan.unpassed { &all[..] } else { &all[..6] };
                 let what = self.random.pick(usable);
                 if matches!(what, Collapse | Insert) && !self.random.once_in(5) {
                     (offset, len) = self.blocks(size);
@@ -303,7 +309,8 @@ impl Maker<'_> {
             }
             20..23 => {
                 let all = [0, 0, 0, 0, SYNC, NODUMP, NOATIME, NOATIME | NODUMP, APPEND, IMMUTABLE];
-                Op::SetFlags { path, flags: self.random.pick(&all) }
+                let usable = if self.plan.unpassed { &all[..] } else { &all[..8] };
+                Op::SetFlags { path, flags: self.random.pick(usable) }
             }
             _ => Op::GetFlags { path },
         }

@@ -7,7 +7,7 @@ use super::shown::{attribute_name, errno, ino};
 use super::{Sharing, Shown, VolumeFs};
 use crate::cache::InodeRecord;
 use crate::change::{self, Caller, NewInode, SetAttr, WriteOptions};
-use crate::disk::inode::InodeFlags;
+use crate::disk::inode::{InodeFlags, Kind};
 use crate::mount::{
     Attributes, Changes, Created, Done, Handle, Lookup, NewNode, NodeId, OpenCache, Opened,
     Opening, Reply, Request, SetTime, WriteRange, Written, XattrFlags,
@@ -58,8 +58,15 @@ impl VolumeFs {
         changes: &Changes,
         reply: Reply<Attributes>,
     ) {
-        let (ino, by, attr) = (ino(node), caller(request), set_attr(changes));
-        let ask = move |shown: &Shown| shown.client.set_attr(ino, attr, by);
+        let (ino, by, mut attr) = (ino(node), caller(request), set_attr(changes));
+        let ask = move |shown: &Shown| {
+            // Nothing to set is what a change of owner to no other comes to: privileges go.
+            if attr == SetAttr::default() {
+                let directory = shown.client.record(ino)?.attr.kind == Kind::Directory;
+                attr.kill_privileges = !directory;
+            }
+            shown.client.set_attr(ino, attr, by)
+        };
         self.wait(request, reply, ask, Shown::answer_attributes);
     }
 
