@@ -98,7 +98,8 @@ impl Agreement {
 /// Not wanted: AUTO_INVAL_DATA, which drops a file's cached pages whenever its times change;
 /// pages are dropped by explicit notification. ASYNC_DIO, by which a direct read cannot be
 /// interrupted: its caller could not be killed while a device does not answer. Splicing, which
-/// copies as much and costs a pipe.
+/// copies as much and costs a pipe. ATOMIC_O_TRUNC, by which a program that runs is truncated
+/// before the kernel finds that it must not be (ETXTBSY).
 fn wanted(features: Features) -> InitFlags {
     let mut wanted = InitFlags::ASYNC_READ
         | InitFlags::BIG_WRITES
@@ -112,10 +113,7 @@ fn wanted(features: Features) -> InitFlags {
         | InitFlags::INIT_EXT;
     // Privileges go with the change itself: no question for an attribute before each write. The
     // umask is applied by the filesystem, which knows of default ACLs.
-    let writing = InitFlags::ATOMIC_O_TRUNC
-        | InitFlags::HANDLE_KILLPRIV_V2
-        | InitFlags::SETXATTR_EXT
-        | InitFlags::DONT_MASK;
+    let writing = InitFlags::HANDLE_KILLPRIV_V2 | InitFlags::SETXATTR_EXT | InitFlags::DONT_MASK;
     wanted.set(writing, features.writable);
     wanted.set(InitFlags::DO_READDIRPLUS, features.readdirplus);
     wanted.set(InitFlags::READDIRPLUS_AUTO, features.readdirplus);

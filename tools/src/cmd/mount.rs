@@ -356,8 +356,8 @@ fn settings(options: &[String]) -> Result<Settings> {
             ) => {}
             (name, _) if name.starts_with("x-") || name == "comment" => {}
             _ => bail!(
-                "-o {option}: unknown; known are ro, commit=SECONDS, cache=SIZE, transport=dev|auto, allow_other, \
-                 suid, nosuid, dev, nodev, exec, noexec"
+                "-o {option}: unknown; known are ro, commit=SECONDS, cache=SIZE, \
+                 transport=dev|auto, allow_other, suid, nosuid, dev, nodev, exec, noexec"
             ),
         }
     }
