@@ -16,6 +16,7 @@ use tests::opfuzz::generate::Random;
 use tests::opfuzz::model::Traits;
 use tests::opfuzz::op::Op;
 use tests::opfuzz::volumes::Mounter;
+use tests::program::ours;
 
 /// Kinds of volumes: arguments of mke2fs, bytes of a block, mebibytes.
 const KINDS: [(&str, u64, usize); 2] =
@@ -76,6 +77,13 @@ fn shown(ops: &[Op]) -> String {
 #[test]
 fn kernel_ext4_keeps_its_promises() -> Result<()> {
     promises("kernel ext4", &ext4(STRICT), Ways::default())
+}
+
+/// The program's own mounts, on a disk that is recorded.
+#[test]
+fn our_mounts_keep_their_promises() -> Result<()> {
+    // Through FUSE nobody hears of syncfs(2).
+    promises("a mount of ours", &ours("cache=32M"), Ways { ticks: true, sync_each: true })
 }
 
 fn promises(name: &str, mounter: &Mounter, ways: Ways) -> Result<()> {
