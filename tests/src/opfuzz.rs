@@ -35,7 +35,7 @@ pub trait Subject {
 pub struct Contents {
     /// Bytes.
     pub size: u64,
-    /// Pieces of [`PIECE`] bytes that are not all zero, by number.
+    /// Pieces of 1024 bytes that are not all zero, by number.
     pub bytes: BTreeMap<u64, Vec<u8>>,
     /// Ranges that are no holes, in order, as far as they do not touch.
     pub data: Vec<(u64, u64)>,

@@ -69,7 +69,7 @@ pub struct FileFlags {
 }
 
 /// What a name leads to. Each one that is answered counts as one lookup, which
-/// [`Filesystem::forget`] takes back.
+/// [`Filesystem::forget`](super::Filesystem::forget) takes back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Entry {
     /// The inode.
