@@ -30,12 +30,9 @@ impl Owner {
             let live = cell.read();
             if data_alone { live.data_tid } else { live.tid }
         };
-        let journal = writer.journal();
-        if journal.committed().at_least(tid) {
-            // What was written in place since then is in the device's cache, perhaps.
-            return self.volume.source().flush();
-        }
-        journal.commit(tid)
+        // What was written in place is in the device's cache, perhaps, even where that transaction
+        // is durable by now.
+        writer.journal().sync(tid)
     }
 
     /// Makes everything durable that was changed by now. The rest as [`Self::sync`].
