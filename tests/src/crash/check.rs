@@ -234,10 +234,15 @@ impl<'a> Checker<'a> {
 
     /// Keeps a state for whoever looks into a failure.
     fn keep(&self, choice: &Choice) -> Result<PathBuf> {
-        let kept = std::env::temp_dir().join(format!("crashed-{}.img", std::process::id()));
+        let kept = kept_image();
         std::fs::write(&kept, self.image(choice))?;
         Ok(kept)
     }
+}
+
+/// Where this process keeps the state that failed last.
+pub fn kept_image() -> PathBuf {
+    std::env::temp_dir().join(format!("crashed-{}.img", std::process::id()))
 }
 
 /// Bytes of the superblock.
