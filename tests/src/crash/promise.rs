@@ -74,9 +74,11 @@ impl History {
                     let files = files.nodes.values().map(|entry| (after, entry.ino));
                     history.synced.extend(files);
                 }
-                // Replace by renaming.
-                Op::Rename { to, .. } if done && replaced.is_some() => {
-                    history.ordered.extend(model.inode(to).map(|ino| (after, after, ino)));
+                // Replace by renaming. ext4 waits for what is to be allocated: for a file that was
+                // durable before, what is written over is not waited for.
+                Op::Rename { to, exchange: false, .. } if done && replaced.is_some() => {
+                    let new = model.inode(to).filter(|ino| !history.was_synced(*ino));
+                    history.ordered.extend(new.map(|ino| (after, after, ino)));
                 }
                 // Replace by truncation: the contents follow when the file is closed.
                 Op::Open { path, how, .. } if done && how.truncate => {
@@ -93,6 +95,10 @@ impl History {
             history.states.push(model.tree());
         }
         history
+    }
+
+    fn was_synced(&self, ino: u32) -> bool {
+        self.synced.iter().any(|at| at.1 == ino)
     }
 
     /// The operations.
