@@ -136,7 +136,7 @@ pub struct Peer {
 /// One kind of work. Each peer makes a row; ours and the limit are measured once for all of them.
 pub struct Case {
     /// The name of the work in the table.
-    pub name: &'static str,
+    pub name: String,
     /// Of every figure of this case.
     pub unit: Unit,
     /// Our side.
@@ -147,6 +147,8 @@ pub struct Case {
     pub limit: Side,
     /// Most rounds that make sense: a value that takes seconds is not measured 15 times.
     pub max_rounds: u32,
+    /// What must be known of all its figures; empty where nothing must.
+    pub note: &'static str,
 }
 
 #[cfg(test)]

@@ -1,11 +1,13 @@
 //! The table of work: who takes part, what sets the limit, and what ours should reach.
 
+mod changes;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use crate::case::{Case, Peer, Side, Target, Unit};
-use crate::changing::{self, Change};
+use crate::changing::Change;
 use crate::corpus::{self, PAGE, Walk};
 use crate::peers::{self, Naming};
 use crate::scratch::{Mount, Place};
@@ -42,14 +44,59 @@ pub enum Work {
     /// Reading through a mount what is cached.
     MountCached(Access),
     /// Changing what is in a mount.
-    MountChange(Change),
+    MountChange(Through, Change),
     /// The same through the native interface.
-    NativeChange(Change),
+    NativeChange(Native, Change),
+}
+
+/// Which mount of ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Through {
+    /// Of one image, by a process of its own (`oslet mount`).
+    Image,
+    /// /global in the OSlet that owns the volume.
+    Owner,
+    /// /global in another OSlet.
+    Other,
+}
+
+impl Through {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Image, Self::Owner, Self::Other];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Image => "mount",
+            Self::Owner => "mount in o0, the owner",
+            Self::Other => "mount in o1",
+        }
+    }
+}
+
+/// Which user of the native interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Native {
+    /// The process that owns the volume.
+    Owner,
+    /// A process of another OSlet.
+    Other,
+}
+
+impl Native {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Owner, Self::Other];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Owner => "native",
+            Self::Other => "native in o1",
+        }
+    }
 }
 
 impl Work {
-    /// All of it, in the order of the table.
-    pub const ALL: [Self; 27] = [
+    /// What only reads, and what is no work at all.
+    const READING: [Self; 17] = [
         Self::MessageRoundTrip,
         Self::ReferenceSmall,
         Self::ReferenceLarge,
@@ -67,17 +114,22 @@ impl Work {
         Self::MountCached(Access::Random),
         Self::MountCold(Access::Stat),
         Self::MountCached(Access::Stat),
-        Self::MountChange(Change::Create),
-        Self::MountChange(Change::Rename),
-        Self::MountChange(Change::Unlink),
-        Self::MountChange(Change::Mkdir),
-        Self::MountChange(Change::Stream),
-        Self::MountChange(Change::Untar),
-        Self::NativeChange(Change::Create),
-        Self::NativeChange(Change::Rename),
-        Self::NativeChange(Change::Unlink),
-        Self::NativeChange(Change::Mkdir),
     ];
+
+    /// All of it, in the order of the table.
+    pub fn all() -> Vec<Self> {
+        let native = |native| {
+            let changes = Change::ALL.into_iter().filter(|&change| change != Change::Untar);
+            changes.map(move |change| Self::NativeChange(native, change))
+        };
+        let mounts = |through| {
+            let changes = Change::ALL.into_iter().filter(|&change| change != Change::Overwrite);
+            changes.map(move |change| Self::MountChange(through, change))
+        };
+        let writing = Native::ALL.into_iter().flat_map(native);
+        let writing = writing.chain(Through::ALL.into_iter().flat_map(mounts));
+        Self::READING.into_iter().chain(writing).collect()
+    }
 
     /// Which cached pages are read, where the work is to read them.
     pub fn walk(self, sizes: Sizes) -> Walk {
@@ -90,7 +142,7 @@ impl Work {
     }
 
     /// Its name in the table.
-    pub fn name(self) -> &'static str {
+    pub fn name(self) -> String {
         match self {
             Self::MessageRoundTrip => "message round trip",
             Self::ReferenceSmall => "cached 4 KiB by reference, 8 MiB",
@@ -109,19 +161,14 @@ impl Work {
             Self::MountCached(Access::Sequential) => "mount: sequential read, cached",
             Self::MountCached(Access::Random) => "mount: random 4 KiB, cached",
             Self::MountCached(Access::Stat) => "mount: stat, cached",
-            Self::MountChange(Change::Create) => "mount: create, write 4 KiB, close",
-            Self::MountChange(Change::Rename) => "mount: rename",
-            Self::MountChange(Change::Unlink) => "mount: unlink",
-            Self::MountChange(Change::Mkdir) => "mount: mkdir",
-            Self::MountChange(Change::Stream) => "mount: sequential write and fsync",
-            Self::MountChange(Change::Untar) => "mount: a file of an unpacked tree",
-            Self::NativeChange(Change::Create) => "create, write 4 KiB, close",
-            Self::NativeChange(Change::Rename) => "rename",
-            Self::NativeChange(Change::Unlink) => "unlink",
-            Self::NativeChange(Change::Mkdir) => "mkdir",
-            Self::NativeChange(Change::Stream) => "sequential write and fsync",
-            Self::NativeChange(Change::Untar) => "a file of an unpacked tree",
+            Self::MountChange(through, change) => {
+                return format!("{}: {}", through.name(), change.name());
+            }
+            Self::NativeChange(native, change) => {
+                return format!("{}: {}", native.name(), change.name());
+            }
         }
+        .to_owned()
     }
 }
 
@@ -197,14 +244,14 @@ pub fn build(work: Work, environment: &Environment, ours: &mut Ours) -> anyhow::
             let peers = vec![Peer { name: peer, side: theirs, target: Target::AtMost(1.02) }];
             let ours = ours.side(work, environment)?;
             let limit = Side::absent("");
-            Ok(Case { name, unit: Unit::TimesData, ours, peers, limit, max_rounds: 1 })
+            Ok(Case { name, unit: Unit::TimesData, ours, peers, limit, max_rounds: 1, note: "" })
         }
         Work::Idle => {
             let peers =
                 vec![Peer { name: "-", side: Side::absent(""), target: Target::AtMost(1.0) }];
             let ours = ours.side(work, environment)?;
             let limit = Side::absent("");
-            Ok(Case { name, unit: Unit::CpuPercent, ours, peers, limit, max_rounds: 1 })
+            Ok(Case { name, unit: Unit::CpuPercent, ours, peers, limit, max_rounds: 1, note: "" })
         }
         Work::MountCold(access) => {
             mounts(work, access, environment, ours, |access, image, mounter| {
@@ -212,8 +259,8 @@ pub fn build(work: Work, environment: &Environment, ours: &mut Ours) -> anyhow::
             })
         }
         Work::MountCached(access) => mounts(work, access, environment, ours, through::cached),
-        Work::MountChange(change) => changes(work, change, environment, ours),
-        Work::NativeChange(change) => native_changes(work, change, environment, ours),
+        Work::MountChange(_, change) => changes::through_mount(work, change, environment, ours),
+        Work::NativeChange(_, change) => changes::native(work, change, environment, ours),
     }
 }
 
@@ -237,6 +284,7 @@ fn messages(environment: &Environment, ours: &mut Ours) -> anyhow::Result<Case> 
         ],
         limit: peers::line(cpus)?,
         max_rounds: u32::MAX,
+        note: "",
     })
 }
 
@@ -266,6 +314,7 @@ fn pages(
         ],
         limit,
         max_rounds: u32::MAX,
+        note: "",
     })
 }
 
@@ -302,6 +351,7 @@ fn stats(
         peers: vec![Peer { name: "stat on ext4", side: ext4, target }],
         limit: Side::absent(""),
         max_rounds: u32::MAX,
+        note: "",
     })
 }
 
@@ -351,65 +401,8 @@ fn mounts(
         ],
         limit: Side::absent(""),
         max_rounds: if cached { u32::MAX } else { 5 },
+        note: "",
     })
-}
-
-/// Ours, fuse2fs and kernel ext4, each with a fresh image of its own.
-fn changes(
-    work: Work,
-    change: Change,
-    environment: &Environment,
-    ours: &Ours,
-) -> anyhow::Result<Case> {
-    let scratch = &environment.scratch;
-    let our_side = match &ours.writable {
-        Some(mounter) => changing::side(change, scratch, mounter)?,
-        None => Side::absent("this measures the peers alone"),
-    };
-    let mine = scratch.clone();
-    let fuse2fs: Mounter = Rc::new(move |image| mine.mount_fuse2fs_writable(image));
-    let fuse2fs = changing::side(change, scratch, &fuse2fs)?;
-    let beside_fuse2fs = match change {
-        Change::Mkdir => Target::None,
-        _ => Target::TimesPeer(3.0),
-    };
-    let ext4 = ext4_changes(change, environment)?;
-    Ok(Case {
-        name: work.name(),
-        unit: change.unit(),
-        ours: our_side,
-        peers: vec![
-            Peer { name: "fuse2fs", side: fuse2fs, target: beside_fuse2fs },
-            Peer { name: "kernel ext4", side: ext4, target: Target::None },
-        ],
-        limit: Side::absent(""),
-        max_rounds: if matches!(change, Change::Stream | Change::Untar) { 5 } else { 15 },
-    })
-}
-
-/// Ours through the native interface, beside system calls on kernel ext4.
-fn native_changes(
-    work: Work,
-    change: Change,
-    environment: &Environment,
-    ours: &mut Ours,
-) -> anyhow::Result<Case> {
-    let target = Target::TimesPeer(if change == Change::Create { 2.0 } else { 1.0 });
-    let side = ext4_changes(change, environment)?;
-    Ok(Case {
-        name: work.name(),
-        unit: change.unit(),
-        ours: ours.side(work, environment)?,
-        peers: vec![Peer { name: "kernel ext4", side, target }],
-        limit: Side::absent(""),
-        max_rounds: 15,
-    })
-}
-
-fn ext4_changes(change: Change, environment: &Environment) -> anyhow::Result<Side> {
-    let scratch = environment.scratch.clone();
-    let ext4: Mounter = Rc::new(move |image| scratch.mount_ext4(image, &["rw"]));
-    changing::side(change, &environment.scratch, &ext4)
 }
 
 #[cfg(test)]
@@ -420,15 +413,17 @@ mod tests {
 
     #[test]
     fn names_are_told_apart() {
-        let names: BTreeSet<_> = Work::ALL.iter().map(|work| work.name()).collect();
-        assert_eq!(names.len(), Work::ALL.len());
+        let all = Work::all();
+        let names: BTreeSet<_> = all.iter().map(|work| work.name()).collect();
+        assert_eq!(names.len(), all.len());
+        assert_eq!(all.len(), 17 + 2 * 6 + 3 * 6);
     }
 
     #[test]
     fn ours_takes_its_place_beside_the_peers() {
         let options = crate::Options {
             json: true,
-            only: vec![Work::MessageRoundTrip.name().to_owned()],
+            only: vec![Work::MessageRoundTrip.name()],
             rounds: 1,
             quick: true,
             scratch: None,

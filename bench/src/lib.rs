@@ -21,6 +21,7 @@ mod record;
 pub mod row;
 pub mod scratch;
 pub mod through;
+pub mod written;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -28,10 +29,15 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 
 pub use case::{Case, Peer, Side, Target, Unit};
-pub use cases::{Ours, Work};
+pub use cases::{Native, Ours, Through, Work};
+pub use changing::Change;
 pub use machine::Cpus;
+use machine::Machine;
 pub use row::Row;
 pub use scratch::Scratch;
+
+/// Most rounds of a run that proves nothing.
+const QUICK_ROUNDS: u32 = 3;
 
 /// What to measure and how to say it.
 #[derive(Debug, Clone, clap::Args)]
@@ -76,14 +82,16 @@ pub struct Environment {
 }
 
 /// How much is read at random, and how large the files read through mounts are.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, serde::Serialize, serde::Deserialize)]
 pub struct Sizes {
     /// 8 MiB unless `--quick`.
     pub small: u64,
     /// 1 GiB unless `--quick`.
     pub large: u64,
-    /// The file that is read in sequence, 256 MiB unless `--quick`.
+    /// The file that is read or written in sequence, 256 MiB unless `--quick`.
     pub stream: u64,
+    /// Files of the tree that is unpacked, 5120 unless `--quick`.
+    pub tree: u64,
 }
 
 /// Measures what `options` ask for, with `ours` on our side, and prints it.
@@ -91,7 +99,7 @@ pub struct Sizes {
 /// # Errors
 /// A side that did not do its work: wrong contents, a peer that died, a mount that failed.
 pub fn run(options: &Options, mut ours: Ours) -> anyhow::Result<Vec<Row>> {
-    let wanted: Vec<Work> = Work::ALL.into_iter().filter(|work| options.wants(*work)).collect();
+    let wanted: Vec<Work> = Work::all().into_iter().filter(|work| options.wants(*work)).collect();
     if wanted.is_empty() {
         bail!("--only {}: no work has such a name; see --list", options.only.join(" "));
     }
@@ -102,6 +110,8 @@ pub fn run(options: &Options, mut ours: Ours) -> anyhow::Result<Vec<Row>> {
         return Ok(Vec::new());
     }
     let environment = options.environment()?;
+    let machine = Machine::describe();
+    let rounds = if options.quick { options.rounds.min(QUICK_ROUNDS) } else { options.rounds };
     let mut rows = Vec::new();
     let mut raw = Vec::new();
     for work in wanted {
@@ -109,12 +119,13 @@ pub fn run(options: &Options, mut ours: Ours) -> anyhow::Result<Vec<Row>> {
         if !options.json {
             eprintln!("measuring {name} ...");
         }
-        let mut case = cases::build(work, &environment, &mut ours).context(name)?;
+        let mut case = cases::build(work, &environment, &mut ours).with_context(|| name.clone())?;
         // Only now: a server started while a case is made shall be free to run anywhere.
         let _pinned = machine::Pinned::to(environment.cpus.first)?;
-        let samples = measure::run(&mut case, options.rounds, environment.batch).context(name)?;
+        let samples = measure::run(&mut case, rounds, environment.batch);
+        let samples = samples.with_context(|| name.clone())?;
         rows.extend(row::rows(&case, &samples));
-        raw.extend(samples.into_iter().map(|samples| samples.named(name)));
+        raw.extend(samples.into_iter().map(|samples| samples.named(&name)));
     }
     if options.quick {
         for row in &mut rows {
@@ -126,10 +137,10 @@ pub fn run(options: &Options, mut ours: Ours) -> anyhow::Result<Vec<Row>> {
     if options.json {
         println!("{}", serde_json::to_string_pretty(&rows)?);
     } else {
-        print!("{}", row::table(&rows));
+        print!("{}note: {}\n", row::table(&rows), machine.quiet());
     }
     if let Some(name) = &options.record {
-        let path = record::keep(&options.runs, name, &rows, &raw)?;
+        let path = record::keep(&options.runs, name, &machine, &rows, &raw)?;
         eprintln!("recorded in {}", path.display());
     }
     Ok(rows)
@@ -143,12 +154,15 @@ impl Options {
     fn environment(&self) -> anyhow::Result<Environment> {
         let quick = self.quick;
         const MIB: u64 = 1 << 20;
-        let (large, stream) = if quick { (32 * MIB, 16 * MIB) } else { (1024 * MIB, 256 * MIB) };
+        let (large, stream, tree) = match quick {
+            true => (32 * MIB, 16 * MIB, 320),
+            false => (1024 * MIB, 256 * MIB, 5120),
+        };
         Ok(Environment {
             cpus: Cpus::choose()?,
             scratch: Scratch::new(self.scratch.as_deref())?,
             batch: Duration::from_millis(if quick { 2 } else { 30 }),
-            sizes: Sizes { small: 8 * MIB, large, stream },
+            sizes: Sizes { small: 8 * MIB, large, stream, tree },
         })
     }
 }

@@ -1,6 +1,7 @@
 //! The machine that figures come from, and the processors to take them on.
 
 use std::fs;
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -99,10 +100,15 @@ pub struct Machine {
     pub transparent_hugepage: String,
     /// How busy the machine was when the run began: the load of the last minute.
     pub load: f64,
+    /// The same of the moment before: percent of all processors' time, 0 at rest.
+    pub busy: f64,
 }
 
+/// How long the machine is watched before a run.
+const WATCH: Duration = Duration::from_millis(500);
+
 impl Machine {
-    /// Looks at this machine. What cannot be found out is empty or 0.
+    /// Looks at this machine, for [`WATCH`]. What cannot be found out is empty or 0.
     pub fn describe() -> Self {
         let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let value = |name: &str| {
@@ -123,8 +129,41 @@ impl Machine {
             virtualised: value("flags").is_some_and(|f| f.split(' ').any(|f| f == "hypervisor")),
             transparent_hugepage: thp.unwrap_or_default().trim().to_owned(),
             load: loadavg.split(' ').next().and_then(|load| load.parse().ok()).unwrap_or(0.0),
+            busy: busy(WATCH),
         }
     }
+
+    /// One line for the reader of a table.
+    pub fn quiet(&self) -> String {
+        let (load, busy) = (self.load, self.busy);
+        let word = if busy < QUIET { "at rest" } else { "busy with other work" };
+        format!(
+            "the machine was {word} before this run: {busy:.0} % of its CPU time, load {load:.1}"
+        )
+    }
+}
+
+/// Percent of CPU time below which a machine is at rest.
+const QUIET: f64 = 5.0;
+
+/// Percent of all processors' time that is used for something during `watch`.
+fn busy(watch: Duration) -> f64 {
+    let before = cpu_times();
+    std::thread::sleep(watch);
+    let (after, Some(before)) = (cpu_times(), before) else { return 0.0 };
+    after.map_or(0.0, |(idle, all)| {
+        let all = all.saturating_sub(before.1).max(1) as f64;
+        100.0 * (1.0 - idle.saturating_sub(before.0) as f64 / all).max(0.0)
+    })
+}
+
+/// Ticks that all processors were idle or waited for disks, and ticks in all.
+fn cpu_times() -> Option<(u64, u64)> {
+    let stat = fs::read_to_string("/proc/stat").ok()?;
+    let ticks = stat.lines().next()?.split_whitespace().skip(1);
+    // What guests take (the last two) is in the others already.
+    let ticks: Vec<u64> = ticks.take(8).map_while(|ticks| ticks.parse().ok()).collect();
+    Some((ticks.get(3)? + ticks.get(4)?, ticks.iter().sum()))
 }
 
 #[cfg(test)]
@@ -136,6 +175,23 @@ mod tests {
         let machine = Machine::describe();
         assert!(machine.cpus >= 1 && machine.memory > 1 << 20, "{machine:?}");
         assert!(!machine.kernel.is_empty() && !machine.processor.is_empty());
+        assert!((0.0..=100.0).contains(&machine.busy), "{machine:?}");
+    }
+
+    #[test]
+    fn work_is_noticed() {
+        let spun = std::thread::spawn(|| {
+            let started = std::time::Instant::now();
+            while started.elapsed() < 2 * WATCH {
+                std::hint::spin_loop();
+            }
+        });
+        assert!(busy(WATCH) > 100.0 / 4.0 / processors());
+        spun.join().unwrap();
+    }
+
+    fn processors() -> f64 {
+        std::thread::available_parallelism().map_or(1, usize::from) as f64
     }
 
     #[test]

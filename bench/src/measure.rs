@@ -142,7 +142,8 @@ mod tests {
         let peer = Peer { name: "p", side: side("p", 100), target: Target::TimesPeer(5.0) };
         let (ours, limit) = (side("o", 10), Side::absent("none"));
         let unit = Unit::Nanoseconds;
-        let mut case = Case { name: "w", unit, ours, peers: vec![peer], limit, max_rounds: 99 };
+        let (name, note, peers) = ("w".to_owned(), "", vec![peer]);
+        let mut case = Case { name, unit, ours, peers, limit, max_rounds: 99, note };
         let found = run(&mut case, 4, Duration::from_micros(10)).unwrap();
         assert_eq!(found[0].figures, [10.0; 4]);
         assert_eq!(found[1].absent.as_deref(), Some("none"));
@@ -158,7 +159,8 @@ mod tests {
     fn a_side_that_failed_ends_the_run() {
         let ours = Side::batch(|_| anyhow::bail!("page 7 holds something else"));
         let (unit, limit) = (Unit::Nanoseconds, Side::absent(""));
-        let mut case = Case { name: "w", unit, ours, peers: Vec::new(), limit, max_rounds: 9 };
+        let (name, note, peers) = ("w".to_owned(), "", Vec::new());
+        let mut case = Case { name, unit, ours, peers, limit, max_rounds: 9, note };
         let error = run(&mut case, 1, Duration::ZERO).unwrap_err();
         assert_eq!(format!("{error:#}"), "ours: page 7 holds something else");
     }

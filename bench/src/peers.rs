@@ -17,11 +17,13 @@ mod futex;
 mod iceoryx;
 mod line;
 mod partner;
+mod raw;
 mod socket;
 
 pub use futex::futex;
 pub use iceoryx::iceoryx2;
 pub use line::{line, line_each_way};
+pub use raw::raw_stream;
 pub use socket::unix_socket;
 
 /// Why a side that spins is not measured on one processor.

@@ -14,7 +14,7 @@ use crate::row::Row;
 #[derive(Serialize)]
 struct Record<'a> {
     date: &'a str,
-    machine: Machine,
+    machine: &'a Machine,
     rows: &'a [Row],
     samples: &'a [Samples],
 }
@@ -23,6 +23,7 @@ struct Record<'a> {
 pub(crate) fn keep(
     dir: &Path,
     name: &str,
+    machine: &Machine,
     rows: &[Row],
     samples: &[Samples],
 ) -> anyhow::Result<PathBuf> {
@@ -33,7 +34,7 @@ pub(crate) fn keep(
     );
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock")?.as_secs();
     let date = date(seconds);
-    let record = Record { date: &date, machine: Machine::describe(), rows, samples };
+    let record = Record { date: &date, machine, rows, samples };
     fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
     let path = dir.join(format!("{date}-{name}.json"));
     let file = fs::File::create_new(&path)
@@ -72,11 +73,12 @@ mod tests {
     #[test]
     fn a_record_is_kept_once() {
         let dir = tempfile::tempdir().unwrap();
-        let path = keep(dir.path(), "trial", &[], &[]).unwrap();
+        let machine = Machine::describe();
+        let path = keep(dir.path(), "trial", &machine, &[], &[]).unwrap();
         let text = fs::read_to_string(&path).unwrap();
         let json: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert!(json["machine"]["kernel"].is_string());
-        assert!(keep(dir.path(), "trial", &[], &[]).is_err());
-        assert!(keep(dir.path(), "../x", &[], &[]).is_err());
+        assert!(keep(dir.path(), "trial", &machine, &[], &[]).is_err());
+        assert!(keep(dir.path(), "../x", &machine, &[], &[]).is_err());
     }
 }

@@ -43,8 +43,9 @@ pub fn rows(case: &Case, samples: &[Samples]) -> Vec<Row> {
             let why = side.absent.as_deref().filter(|why| !why.is_empty())?;
             Some(format!("{}: {why}", side.side))
         });
+        let known = Some(case.note.to_owned()).filter(|note| !note.is_empty());
         Row {
-            name: case.name.to_owned(),
+            name: case.name.clone(),
             unit: case.unit.name(),
             ours: figures.0,
             peer: peer.name.to_owned(),
@@ -53,7 +54,7 @@ pub fn rows(case: &Case, samples: &[Samples]) -> Vec<Row> {
             ratio,
             target: peer.target.text(),
             met,
-            note: absent.collect::<Vec<_>>().join("; "),
+            note: absent.chain(known).collect::<Vec<_>>().join("; "),
         }
     };
     case.peers.iter().zip(peers).map(row).collect()
@@ -132,7 +133,8 @@ mod tests {
     fn case(unit: Unit, target: Target) -> Case {
         let peer = Peer { name: "ext4", side: Side::absent(""), target };
         let (ours, limit) = (Side::absent(""), Side::absent(""));
-        Case { name: "read", unit, ours, peers: vec![peer], limit, max_rounds: 1 }
+        let (name, note) = ("read".to_owned(), "read twice");
+        Case { name, unit, ours, peers: vec![peer], limit, max_rounds: 1, note }
     }
 
     #[test]
@@ -148,6 +150,7 @@ mod tests {
         assert_eq!(json[0]["ratio"], 21.5);
         assert_eq!(json[0]["met"], true);
         assert_eq!(json[0]["target"], ">= 20 x peer");
+        assert_eq!(json[0]["note"], "read twice");
         for field in ["name", "unit", "ours", "peer", "theirs", "limit"] {
             assert!(!json[0][field].is_null(), "{field}");
         }

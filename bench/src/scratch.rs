@@ -12,6 +12,8 @@ use anyhow::{Context as _, bail};
 use rustix::fs::{Advice, fadvise, statfs};
 use tempfile::TempDir;
 
+use crate::corpus;
+
 /// Magic numbers of statfs(2); ext2, ext3 and ext4 share theirs.
 const EXT4_MAGIC: u64 = 0xef53;
 const TMPFS_MAGIC: u64 = 0x0102_1994;
@@ -78,12 +80,23 @@ impl Scratch {
         if let Some(from) = from {
             command.arg("-d").arg(from);
         }
-        command.arg(&image).arg(format!("{}k", bytes / 1024)).env("PATH", path());
-        run(&mut command)?;
-        // Cold reads drop the image's pages; those that are not yet stored would stay.
-        let file = fs::File::open(&image).with_context(|| image.display().to_string())?;
-        file.sync_all().with_context(|| image.display().to_string())?;
-        Ok(image)
+        finish(command, image, bytes)
+    }
+
+    /// Makes an empty ext4 image to be written: its tables are made now and by nobody while it is
+    /// measured. If it is `stored`, all of its blocks have their place on the disk beneath.
+    ///
+    /// # Errors
+    /// What mke2fs says, or the disk is full.
+    pub fn image_to_write(&self, bytes: u64, stored: bool) -> anyhow::Result<PathBuf> {
+        let image = self.dir("image")?.join("disk.img");
+        if stored {
+            corpus::write_pages(&image, bytes)?;
+        }
+        let mut command = Command::new("mke2fs");
+        command.args(["-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0"]);
+        command.args(["-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0"]);
+        finish(command, image, bytes)
     }
 
     /// A writable directory of kernel ext4: a fresh image where mounts are allowed, else the
@@ -225,6 +238,16 @@ fn is_mount_point(dir: &Path) -> bool {
     dir.parent().is_some_and(|parent| device(dir) != device(parent))
 }
 
+/// Has mke2fs make an image, and waits until it is stored.
+fn finish(mut command: Command, image: PathBuf, bytes: u64) -> anyhow::Result<PathBuf> {
+    command.arg(&image).arg(format!("{}k", bytes / 1024)).env("PATH", path());
+    run(&mut command)?;
+    // Cold reads drop the image's pages; those that are not yet stored would stay.
+    let file = fs::File::open(&image).with_context(|| image.display().to_string())?;
+    file.sync_all().with_context(|| image.display().to_string())?;
+    Ok(image)
+}
+
 /// Runs a command and returns what it said.
 fn run(command: &mut Command) -> anyhow::Result<String> {
     let program = command.get_program().to_string_lossy().into_owned();
@@ -279,6 +302,18 @@ mod tests {
         }
         drop(scratch);
         assert!(!top.exists());
+    }
+
+    #[test]
+    fn images_to_write_are_stored_if_they_shall_be() {
+        let scratch = Scratch::new(None).unwrap();
+        let stored = |stored| {
+            let image = scratch.image_to_write(32 << 20, stored).unwrap();
+            let metadata = image.metadata().unwrap();
+            assert_eq!(metadata.len(), 32 << 20);
+            metadata.blocks() * 512 >= metadata.len()
+        };
+        assert!(stored(true) && !stored(false));
     }
 
     #[test]

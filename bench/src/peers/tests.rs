@@ -62,3 +62,19 @@ fn files_of_a_tree_are_found_both_ways() {
     };
     assert!(run(2000).is_err());
 }
+
+#[test]
+fn a_backing_file_is_written_and_checked() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("raw");
+    match raw_stream(&path, 12 << 20).unwrap() {
+        Side::Probe(mut run) => {
+            assert!(run().unwrap() > 0.0);
+            // Another writer between two rounds is written over.
+            std::fs::write(&path, vec![7; 12 << 20]).unwrap();
+            assert!(run().unwrap() > 0.0);
+        }
+        Side::Batch(_) => panic!("a whole file is one measurement"),
+        Side::Absent(why) => println!("skipped: {why}"),
+    }
+}

@@ -2,18 +2,21 @@
 
 mod cluster;
 mod idle;
+mod inside;
 mod member;
 mod memory;
 mod message;
 mod mount;
+mod native;
 mod pages;
 mod partner;
 mod stat;
+mod up;
 
 use std::process::ExitCode;
 use std::rc::Rc;
 
-use bench::{Ours, Work};
+use bench::{Change, Native, Ours, Through, Work};
 use clap::Args;
 
 use crate::args::Global;
@@ -24,6 +27,8 @@ const EXAMPLES: &str = "\
 Examples:
   oslet bench                        everything, some minutes
   oslet bench --only message         what has this in its name
+  oslet bench --only native:         writing by the owner of a volume
+  oslet bench --only mount:          writing through a mount of one image
   oslet bench --json                 for programs
   oslet bench --huge                 with the region on huge pages
   oslet bench --quick                try it all, prove nothing
@@ -72,8 +77,29 @@ fn ours(huge: bool) -> Ours {
             ours.with(work, move |environment| memory::side(environment, &images, oslets))
         },
     );
-    ours.with(Work::Stat, |environment| stat::side(environment, stat::Naming::Path))
+    writing(ours)
+        .with(Work::Stat, |environment| stat::side(environment, stat::Naming::Path))
         .with(Work::Lookup, |environment| stat::side(environment, stat::Naming::Name))
         .with(Work::Idle, idle::side)
         .with_mount(mount::mount)
+        .with_writable_mount(mount::mount_writable)
+}
+
+/// What changes something: natively, and through the mounts of a cluster.
+fn writing(mut ours: Ours) -> Ours {
+    let cluster = Rc::new(inside::Cluster::default());
+    for change in Change::ALL {
+        for native in Native::ALL {
+            ours = ours.with(Work::NativeChange(native, change), move |environment| {
+                native::side(environment, native, change)
+            });
+        }
+        for (through, oslet) in [(Through::Owner, "o0"), (Through::Other, "o1")] {
+            let cluster = Rc::clone(&cluster);
+            ours = ours.with(Work::MountChange(through, change), move |environment| {
+                inside::side(environment, &cluster, oslet, change)
+            });
+        }
+    }
+    ours
 }

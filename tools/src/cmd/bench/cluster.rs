@@ -12,8 +12,10 @@ use super::partner::{Ask, Partner, Told, descriptor, from_words, unexpected};
 
 /// Frames beside a volume's cache, for requests in flight.
 const SPARE_FRAMES: usize = 512;
-/// Frames of an OSlet that owns nothing.
+/// Frames of an OSlet that owns nothing, and of one that sends data to the owner by reference: some
+/// requests' worth.
 const FEW_FRAMES: usize = 16;
+const SENDING_FRAMES: usize = 1024;
 /// Bytes for one participant's halves of the two rings of a channel, and what belongs to them.
 const CHANNEL_SPACE: usize = 96 << 10;
 
@@ -43,7 +45,7 @@ impl Partners {
         let cache = cache + 64;
         let frames = cache + SPARE_FRAMES;
         let tables = cfs::cache::Sizes::of(cache).total();
-        let pins = 2 * (frames + oslets * FEW_FRAMES) + oslets * 64;
+        let pins = 2 * (frames + oslets * SENDING_FRAMES) + oslets * 64;
         let space = tables + pins + oslets * CHANNEL_SPACE;
         let shape = Shape { frames: cache, space, huge };
         let mut all = Self { partners: Vec::new(), segments: Vec::new(), control, shape };
@@ -73,7 +75,7 @@ impl Partners {
     /// Lets the first serve the volume of an image, and the others open channels to it.
     pub(super) fn serve(&mut self, image: &Path) -> Result<()> {
         let image = image.to_owned();
-        self.ask(OWNER, &Ask::Serve { image, frames: self.shape.frames })?;
+        self.ask(OWNER, &Ask::Serve { image, frames: self.shape.frames, writable: false })?;
         for index in 1..self.partners.len() {
             let Told::Channel(offer) = self.ask(index, &Ask::Offer)? else { continue };
             let answer = self.ask(OWNER, &Ask::Accept { from: index, offer })?;
@@ -110,9 +112,13 @@ impl Partners {
 impl Reader {
     /// Starts one OSlet beside this process, which becomes the second.
     pub(super) fn beside(bytes: u64, huge: bool) -> Result<Self> {
+        Self::with_frames(FEW_FRAMES, bytes, huge)
+    }
+
+    fn with_frames(own: usize, bytes: u64, huge: bool) -> Result<Self> {
         let mut partners = Partners::start(1, 2, bytes, huge)?;
         let control = ControlPage::open(partners.control.file().try_clone()?)?;
-        let shape = Shape { frames: FEW_FRAMES, ..partners.shape };
+        let shape = Shape { frames: own, ..partners.shape };
         let member = Member::join(control, 1, shape)?;
         let reader = member.region().own().reader()?;
         let segment = descriptor(&reader);
@@ -123,17 +129,26 @@ impl Reader {
 
     /// Lets the partner serve the volume of an image to this process.
     pub(super) fn of(image: &Path, bytes: u64, huge: bool) -> Result<Self> {
-        let mut reader = Self::beside(bytes, huge)?;
+        Self::beside(bytes, huge)?.served(image, false)
+    }
+
+    /// The same with the volume open for writing.
+    pub(super) fn writing(image: &Path, bytes: u64) -> Result<Self> {
+        Self::with_frames(SENDING_FRAMES, bytes, false)?.served(image, true)
+    }
+
+    fn served(mut self, image: &Path, writable: bool) -> Result<Self> {
+        let reader = &mut self;
         let partners = &mut reader._partners;
         let (image, frames) = (image.to_owned(), partners.shape.frames);
-        partners.ask(OWNER, &Ask::Serve { image, frames })?;
+        partners.ask(OWNER, &Ask::Serve { image, frames, writable })?;
         let pending = reader.member.offer()?;
         let ChannelOffer { requests, replies_head, replies_park } = pending.offer();
         let offer = [requests, replies_head, replies_park];
         let answer = partners.ask(OWNER, &Ask::Accept { from: 1, offer })?;
         let Told::Channel(answer) = answer else { return Err(unexpected(&answer)) };
         reader.member.connected(pending.open(from_words(answer))?);
-        Ok(reader)
+        Ok(self)
     }
 
     /// Tells the partner to do something.

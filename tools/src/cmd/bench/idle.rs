@@ -1,13 +1,14 @@
 //! The CPU time of a whole cluster in which nothing happens.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use bench::processes::cpu_percent;
 use bench::{Environment, Side};
+
+use super::up::Up;
 
 const OSLETS: usize = 2;
 const CONFIGURATION: &str = "[region]\nsize = \"64M\"\n[[oslet]]\nname = \"o0\"\n\
@@ -18,76 +19,42 @@ const SETTLE: Duration = Duration::from_secs(2);
 const WATCH: Duration = Duration::from_secs(10);
 const TRIAL_WATCH: Duration = Duration::from_secs(1);
 
-/// A cluster in the background, which is stopped with this.
-struct Up {
-    directory: PathBuf,
-}
-
 /// Percent of one CPU that one OSlet takes, its share of the launcher included.
 pub(super) fn side(environment: &Environment) -> Result<Side> {
-    let directory = environment.scratch.dir("cluster")?;
     let watch = if environment.batch < Duration::from_millis(10) { TRIAL_WATCH } else { WATCH };
-    std::fs::write(directory.join("oslet.toml"), CONFIGURATION).context("oslet.toml")?;
-    let up = Up { directory };
-    let output = up.oslet(&["up", "-d"])?;
-    if !output.status.success() {
-        let why = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
-        return Ok(Side::absent(format!("no cluster can be made here: {why}")));
-    }
+    let up = match Up::start(environment, CONFIGURATION)? {
+        Ok(up) => up,
+        Err(why) => return Ok(Side::absent(why)),
+    };
     Ok(Side::probe(move || {
-        let pids = up.pids()?;
+        let pids = pids(&up)?;
         std::thread::sleep(SETTLE.min(watch));
         Ok(cpu_percent(&pids, watch)? / OSLETS as f64)
     }))
 }
 
-impl Up {
-    fn oslet(&self, arguments: &[&str]) -> Result<Output> {
-        let name = format!("bench{}", std::process::id());
-        Command::new(std::env::current_exe().context("own program")?)
-            .arg("--dir")
-            .arg(self.directory.join("run"))
-            .args(["--cluster", &name])
-            .args(arguments)
-            .current_dir(&self.directory)
-            .output()
-            .context("oslet")
+/// The runtimes, what started them, and what they have started.
+fn pids(up: &Up) -> Result<Vec<u32>> {
+    let listed = up.oslet(&["ls", "--json"])?.stdout;
+    let listed: serde_json::Value = serde_json::from_slice(&listed).context("oslet ls")?;
+    let rows = listed.as_array().context("oslet ls: no array")?;
+    let runtimes: BTreeSet<u32> =
+        rows.iter().filter_map(|row| u32::try_from(row.get("pid")?.as_u64()?).ok()).collect();
+    ensure!(runtimes.len() == OSLETS, "{} of {OSLETS} OSlets run", runtimes.len());
+    let mut pids = runtimes.clone();
+    for runtime in &runtimes {
+        // 1 is who adopts orphans, and no part of the cluster.
+        pids.extend(parent(*runtime).filter(|&launcher| launcher > 1));
     }
-
-    /// The runtimes, what started them, and what they have started.
-    fn pids(&self) -> Result<Vec<u32>> {
-        let listed = self.oslet(&["ls", "--json"])?.stdout;
-        let listed: serde_json::Value = serde_json::from_slice(&listed).context("oslet ls")?;
-        let rows = listed.as_array().context("oslet ls: no array")?;
-        let runtimes: BTreeSet<u32> =
-            rows.iter().filter_map(|row| u32::try_from(row.get("pid")?.as_u64()?).ok()).collect();
-        ensure!(runtimes.len() == OSLETS, "{} of {OSLETS} OSlets run", runtimes.len());
-        let mut pids = runtimes.clone();
-        for runtime in &runtimes {
-            // 1 is who adopts orphans, and no part of the cluster.
-            pids.extend(parent(*runtime).filter(|&launcher| launcher > 1));
-        }
-        loop {
-            let before = pids.len();
-            for pid in processes()? {
-                if parent(pid).is_some_and(|parent| pids.contains(&parent)) {
-                    pids.insert(pid);
-                }
-            }
-            if pids.len() == before {
-                return Ok(pids.into_iter().collect());
+    loop {
+        let before = pids.len();
+        for pid in processes()? {
+            if parent(pid).is_some_and(|parent| pids.contains(&parent)) {
+                pids.insert(pid);
             }
         }
-    }
-}
-
-impl Drop for Up {
-    fn drop(&mut self) {
-        match self.oslet(&["down"]) {
-            // 1: it was not up.
-            Ok(output) if matches!(output.status.code(), Some(0 | 1)) => {}
-            Ok(output) => eprintln!("oslet down: {}", String::from_utf8_lossy(&output.stderr)),
-            Err(error) => eprintln!("{error:#}"),
+        if pids.len() == before {
+            return Ok(pids.into_iter().collect());
         }
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, bail, ensure};
 use bench::corpus;
 use cfs::client::{Client, Connect};
+use cfs::engine::write::WriterOptions;
 use cfs::open::{Image, OpenOptions};
 use cfs::owner::Owner;
 use cfs::service::Volumes;
@@ -91,12 +92,13 @@ impl Member {
     }
 
     /// Serves the volume of an image with a cache of `frames` frames.
-    pub(super) fn serve(&mut self, image: &Path, frames: usize) -> Result<()> {
+    pub(super) fn serve(&mut self, image: &Path, frames: usize, writable: bool) -> Result<()> {
         let engine = Engine::new(&self.region, EngineOptions::default())?;
-        let options = OpenOptions { read_only: true, ..OpenOptions::default() };
+        let writer = writable.then(WriterOptions::default);
+        let options = OpenOptions { read_only: !writable, writer, ..OpenOptions::default() };
         let mut opened = Image::open(image, &engine, &self.arena, &options)?;
-        let volume = opened.take_volume().context("the volume was taken")?;
-        let owner = Owner::new(&self.arena, VOLUME, volume, frames)?;
+        let (owner, why) = opened.serve(&self.arena, VOLUME, frames)?;
+        ensure!(owner.is_writable() == writable, "{}", why.unwrap_or_default());
         let volumes = Volumes::new(WORKERS);
         volumes.add(Arc::clone(&owner))?;
         let server = Server::new(&self.region, Arc::new(Answers(volumes)));
@@ -128,7 +130,8 @@ impl Member {
     /// The volume, as this OSlet sees it.
     pub(super) fn client(&self) -> Result<Arc<Client>> {
         let owner = self.serving.as_ref().map(|serving| Arc::clone(&serving.owner));
-        let way = Way { owner, channel: Arc::clone(&self.channel) };
+        let (channel, arena) = (Arc::clone(&self.channel), Arc::clone(&self.arena));
+        let way = Way { owner, channel, arena };
         Ok(Client::new(&self.region, VOLUME, Arc::new(way))?)
     }
 
@@ -164,6 +167,7 @@ impl Handler for Answers {
 struct Way {
     owner: Option<Arc<Owner>>,
     channel: Arc<Mutex<Option<Arc<Channel>>>>,
+    arena: Arc<Arena>,
 }
 
 impl Connect for Way {
@@ -174,5 +178,9 @@ impl Connect for Way {
     fn channel(&self, oslet: OsletId, _: Epoch) -> oslet::Result<Arc<Channel>> {
         let channel = self.channel.lock().clone();
         channel.ok_or_else(|| oslet::Error::Gone(format!("no channel to {oslet:?}")))
+    }
+
+    fn arena(&self) -> Option<&Arc<Arena>> {
+        Some(&self.arena)
     }
 }

@@ -1,12 +1,16 @@
 //! Another OSlet of a measurement: this program again, in a process of its own, that does what it
 //! is told by lines of JSON on its standard input.
 
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
 use std::os::fd::AsRawFd as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio};
+use std::rc::Rc;
 
 use anyhow::{Context as _, Result, bail};
+use bench::changing::{self, Change};
+use bench::scratch::Mount;
+use bench::{Scratch, Side, Sizes};
 use oslet::region::ControlPage;
 use oslet::rpc::{ChannelAnswer, ChannelOffer, PendingChannel};
 use serde::{Deserialize, Serialize};
@@ -17,6 +21,8 @@ use super::message::{self, Places};
 /// The argument by which the program knows that it is a partner.
 pub(crate) const COMMAND: &str = "__bench";
 const FAILED: u8 = 2;
+/// Where files of one OSlet's own are: they vanish with it.
+const SCRATCH: &str = "/ltmp";
 
 /// What a partner is told to do.
 #[derive(Debug, Serialize, Deserialize)]
@@ -26,7 +32,7 @@ pub(super) enum Ask {
     /// Map another's.
     Map { index: usize, segment: PathBuf },
     /// Serve a volume.
-    Serve { image: PathBuf, frames: usize },
+    Serve { image: PathBuf, frames: usize, writable: bool },
     /// Offer a channel to the owner.
     Offer,
     /// As the owner, accept one.
@@ -37,6 +43,12 @@ pub(super) enum Ask {
     Read { name: String },
     /// Answer messages from that OSlet on a processor of its own.
     Echo { from: usize, places: Places, cpu: usize },
+    /// Make a directory and be ready to change what is in it; for this it need not have joined.
+    Change { directory: PathBuf, change: Change, sizes: Sizes },
+    /// Do that so many times.
+    Batch { operations: u64 },
+    /// Measure it as a whole.
+    Probe,
 }
 
 /// What it answers.
@@ -52,6 +64,16 @@ pub(super) enum Told {
     Pages(u64),
     /// The places of a ring's ends.
     Places(Places),
+    /// It can be done so many times.
+    Batches,
+    /// It is measured as a whole.
+    Probes,
+    /// So many nanoseconds.
+    Took(u64),
+    /// What was measured.
+    Figure(f64),
+    /// It cannot be done here, for a reason that is no failure.
+    Absent(String),
     /// It cannot be done.
     Failed(String),
 }
@@ -65,8 +87,14 @@ pub(super) struct Partner {
 
 impl Partner {
     pub(super) fn start() -> Result<Self> {
-        let mut child = Command::new(std::env::current_exe().context("own program")?)
-            .arg(COMMAND)
+        let mut command = Command::new(std::env::current_exe().context("own program")?);
+        command.arg(COMMAND);
+        Self::of(command)
+    }
+
+    /// A partner that some command leads to.
+    pub(super) fn of(mut command: Command) -> Result<Self> {
+        let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -135,6 +163,8 @@ struct State {
     /// Kept open: others reach the segment through this process's descriptor.
     reader: Option<std::fs::File>,
     offered: Option<PendingChannel>,
+    changing: Option<Side>,
+    scratch: Option<Scratch>,
 }
 
 impl State {
@@ -149,11 +179,22 @@ impl State {
             (self.member, self.reader) = (Some(member), Some(reader));
             return Ok(Told::Segment(segment));
         }
+        match (&ask, &mut self.changing) {
+            (Ask::Change { directory, change, sizes }, _) => {
+                return self.change(directory, *change, *sizes);
+            }
+            (Ask::Batch { operations }, Some(Side::Batch(run))) => {
+                return Ok(Told::Took(u64::try_from(run(*operations)?.as_nanos())?));
+            }
+            (Ask::Probe, Some(Side::Probe(run))) => return Ok(Told::Figure(run()?)),
+            _ => {}
+        }
         let member = self.member.as_mut().context("it has not joined")?;
         match ask {
-            Ask::Join { .. } => {}
+            Ask::Join { .. } | Ask::Change { .. } => {}
+            Ask::Batch { .. } | Ask::Probe => bail!("there is nothing to be changed"),
             Ask::Map { index, segment } => member.map(index, &segment)?,
-            Ask::Serve { image, frames } => member.serve(&image, frames)?,
+            Ask::Serve { image, frames, writable } => member.serve(&image, frames, writable)?,
             Ask::Offer => {
                 let pending = member.offer()?;
                 let ChannelOffer { requests, replies_head, replies_park } = pending.offer();
@@ -174,6 +215,29 @@ impl State {
             }
         }
         Ok(Told::Done)
+    }
+}
+
+impl State {
+    fn change(&mut self, directory: &Path, change: Change, sizes: Sizes) -> Result<Told> {
+        let name = || directory.display().to_string();
+        match std::fs::create_dir(directory) {
+            Err(error) if error.kind() == ErrorKind::ReadOnlyFilesystem => {
+                return Ok(Told::Absent(format!("{}: {error}", name())));
+            }
+            made => made.with_context(name)?,
+        }
+        let scratch = Scratch::new(Some(Path::new(SCRATCH)))?;
+        let mount = Rc::new(Mount::new(directory.to_owned(), || {}));
+        let side = changing::in_directory(change, sizes, &scratch, mount)?;
+        let told = match &side {
+            Side::Batch(_) => Told::Batches,
+            Side::Probe(_) => Told::Probes,
+            Side::Absent(why) => Told::Absent(why.clone()),
+        };
+        // What a side needs is in its scratch directory.
+        (self.changing, self.scratch) = (Some(side), Some(scratch));
+        Ok(told)
     }
 }
 
