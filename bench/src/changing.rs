@@ -253,7 +253,7 @@ fn overwrite(top: &Path, sizes: Sizes, mount: Rc<Mount>) -> anyhow::Result<Batch
         writing.check(|page, out| Ok(file.read_exact_at(out, page * PAGE as u64)?))?;
         let started = Instant::now();
         for _ in 0..operations {
-            let (page, bytes) = writing.next();
+            let (page, bytes) = writing.step();
             file.write_all_at(bytes, page * PAGE as u64)?;
         }
         let took = started.elapsed();

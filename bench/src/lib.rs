@@ -137,7 +137,7 @@ pub fn run(options: &Options, mut ours: Ours) -> anyhow::Result<Vec<Row>> {
     if options.json {
         println!("{}", serde_json::to_string_pretty(&rows)?);
     } else {
-        print!("{}note: {}\n", row::table(&rows), machine.quiet());
+        println!("{}note: {}", row::table(&rows), machine.quiet());
     }
     if let Some(name) = &options.record {
         let path = record::keep(&options.runs, name, &machine, &rows, &raw)?;

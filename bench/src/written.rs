@@ -25,7 +25,7 @@ impl Overwriting {
 
     /// What to write next: which page, and its bytes.
     #[inline]
-    pub fn next(&mut self) -> (u64, &[u8]) {
+    pub fn step(&mut self) -> (u64, &[u8]) {
         let (page, _) = self.walk.step();
         self.count += 1;
         self.last[page as usize] = self.count;
@@ -125,7 +125,7 @@ mod tests {
                 corpus::fill(page, bytes);
             }
             for count in 0..40 {
-                let (page, bytes) = writing.next();
+                let (page, bytes) = writing.step();
                 // From there on nothing is written.
                 if lost.is_none_or(|lost| count < lost) {
                     file[page as usize * PAGE..][..PAGE].copy_from_slice(bytes);

@@ -184,7 +184,7 @@ fn overwrite(using: Using, bytes: u64) -> Result<Side> {
         writing.check(read)?;
         let started = Instant::now();
         for _ in 0..operations {
-            let (page, bytes) = writing.next();
+            let (page, bytes) = writing.step();
             write(client, ino, page * PAGE as u64, bytes)?;
         }
         let took = started.elapsed();

@@ -5,12 +5,14 @@ use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context as _, Result};
-use bench::Environment;
+use bench::{Environment, Scratch};
 
 /// A cluster, which is stopped with this.
 pub(super) struct Up {
     directory: PathBuf,
     name: String,
+    /// Its directory is there until it has stopped.
+    _scratch: Scratch,
 }
 
 impl Up {
@@ -23,7 +25,8 @@ impl Up {
         let directory = environment.scratch.dir("cluster")?;
         std::fs::write(directory.join("oslet.toml"), configuration).context("oslet.toml")?;
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let up = Self { directory, name: format!("bench{}-{number}", std::process::id()) };
+        let name = format!("bench{}-{number}", std::process::id());
+        let up = Self { directory, name, _scratch: environment.scratch.clone() };
         let output = up.oslet(&["up", "-d"])?;
         if output.status.success() {
             return Ok(Ok(up));
