@@ -162,8 +162,11 @@ fn draw_attributes(random: &mut Random, shape: &Shape) -> Op {
             Op::Set { path, name: name.into(), value: acl(random), flags: 0 }
         }
         _ => {
-            let len = random.pick(&[&0u64, &1, &20, &60, &300, &900, &2000, &3900, &70_000]);
-            let value = vec![b'v'; *len as usize];
+            let lens: &[&u64] =
+                &[&0, &1, &20, &60, &300, &900, &968, &2000, &3900, &4040, &9000, &65_536, &70_000];
+            // Few values, so that some are the same.
+            let len = *random.pick(lens) as usize;
+            let value = vec![*random.pick(&[&b'v', &b'w']); len];
             let flags = *random.pick(&[&0u32, &0, &1, &2]);
             Op::Set { path, name: attribute(random), value, flags }
         }

@@ -1,4 +1,4 @@
-//! Directories whose hash trees have three levels of index, which large_dir allows: made by ours and
+//! Directories whose hash trees have three levels of index, which large_dir allows: made by ours,
 //! changed by the kernel, and the other way round.
 
 #![forbid(unsafe_code)]

@@ -129,6 +129,7 @@ pub const READ_WRITE: Features = Features {
         .union(Incompat::BITS64)
         .union(Incompat::MMP)
         .union(Incompat::FLEX_BG)
+        .union(Incompat::EA_INODE)
         .union(Incompat::CSUM_SEED)
         .union(Incompat::LARGEDIR),
     ro_compat: RoCompat::SPARSE_SUPER
@@ -147,7 +148,7 @@ pub const READ_WRITE: Features = Features {
 /// a Merkle tree (`verity`) are read as their data, which is not checked against the tree.
 pub const READ_ONLY: Features = Features {
     compat: Compat::IMAGIC_INODES,
-    incompat: Incompat::EA_INODE.union(Incompat::INLINE_DATA).union(Incompat::ENCRYPT),
+    incompat: Incompat::INLINE_DATA.union(Incompat::ENCRYPT),
     ro_compat: RoCompat::BTREE_DIR
         .union(RoCompat::QUOTA)
         .union(RoCompat::BIGALLOC)

@@ -21,6 +21,7 @@ mod rename;
 mod setattr;
 mod table;
 mod truncate;
+mod values;
 mod xattr;
 
 use std::sync::Arc;
@@ -46,6 +47,7 @@ pub use setattr::{SetAttr, SetTime};
 pub use table::Cell;
 use table::Table;
 pub use truncate::Allocate;
+use values::Values;
 pub use xattr::XattrFlags;
 
 /// How a volume is written.
@@ -73,6 +75,7 @@ pub struct Writer {
     pub(crate) live: Table,
     pub(crate) orphans: Mutex<Orphans>,
     renames: Mutex<()>,
+    values: Values,
     /// Entries of a new node of an extent tree: as many as its block has room for, but in tests.
     node_entries: usize,
     /// Whether the volume says that it has files over 2 GiB.
@@ -99,6 +102,7 @@ impl Writer {
             live: Table::new(options.live_inodes),
             orphans: Mutex::new(orphans),
             renames: Mutex::new(()),
+            values: Values::default(),
             node_entries,
             large_file: AtomicBool::new(large_file),
             volume,

@@ -9,8 +9,8 @@ use crate::id::{Block, Ino};
 use crate::limits::MAX_XATTR_VALUE;
 use crate::{Error, Result};
 
-use super::Volume;
 use super::cache::{CachedBlock, Role};
+use super::{Mapping, Volume};
 
 impl Volume {
     /// The names of an inode's attributes with their prefixes, `trusted.` ones too.
@@ -73,7 +73,7 @@ impl Volume {
     }
 
     /// A value that is the contents of an inode of its own.
-    fn value_in_inode(
+    pub(super) fn value_in_inode(
         &self,
         owner: &Inode,
         entry: &Entry<'_>,
@@ -92,9 +92,7 @@ impl Volume {
         if size as usize > MAX_XATTR_VALUE {
             return Err(Error::TooBig(format!("attribute value in {ino} of {size} bytes")));
         }
-        let mut value = vec![0; size as usize];
-        let read = self.read(&inode, 0, &mut value)?;
-        value.truncate(read);
+        let value = self.value_contents(&inode)?;
         let hash = xattr::value_hash(&value, self.superblock.checksum_seed);
         let entry_hash = |signed| xattr::entry_hash(entry.name, hash, signed);
         let sound = inode.atime.seconds as u32 == hash
@@ -103,6 +101,29 @@ impl Volume {
         let lustre =
             inode.mtime.seconds as u32 == owner.ino.0 && inode.generation == owner.generation;
         if sound || lustre { Ok(value) } else { Err(bad("its hash is wrong")) }
+    }
+
+    /// All of an inode that holds a value. Like metadata it goes through the journal: its blocks
+    /// may be newer in memory than in their places.
+    pub(super) fn value_contents(&self, inode: &Inode) -> Result<Vec<u8>> {
+        let (bits, size) = (self.superblock.block_bits, inode.size as usize);
+        let count = inode.size.div_ceil(self.superblock.block_size.into());
+        let mut value = Vec::with_capacity((count << bits) as usize);
+        for run in self.runs(inode, 0, count) {
+            let run = run?;
+            match run.mapping {
+                Mapping::Data(start) => {
+                    for block in start.0..start.0 + run.len {
+                        value.extend_from_slice(&self.block(Block(block))?.bytes);
+                    }
+                }
+                Mapping::Hole | Mapping::Unwritten(_) => {
+                    value.resize(value.len() + (run.len << bits) as usize, 0);
+                }
+            }
+        }
+        value.truncate(size);
+        Ok(value)
     }
 }
 

@@ -62,6 +62,11 @@ impl Attribute {
     }
 }
 
+/// Bytes that the values of these take beside the entries.
+pub fn values_len(attributes: &[Attribute]) -> usize {
+    attributes.iter().map(Attribute::tail).sum()
+}
+
 /// What follows an inode's fields, with these attributes; `None` if they need more than `room`
 /// bytes.
 pub fn inode_space(attributes: &[Attribute], room: usize) -> Option<Box<[u8]>> {

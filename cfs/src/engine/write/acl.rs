@@ -5,14 +5,13 @@ use super::{Live, Writer, now};
 use crate::disk::acl::edit::{Acl, Refusal};
 use crate::disk::inode::Kind;
 use crate::disk::xattr::NameIndex;
-use crate::disk::xattr::edit::{Attribute, Stored};
 use crate::{Caller, Error, Result};
 
 /// What a new inode gets from its directory's default ACL, or else from the umask.
-pub(super) struct Inherited {
+pub(super) struct Inherited<'a> {
     pub(super) mode: u16,
     /// Where the attributes lie in the new inode; none if it has none.
-    pub(super) layout: Option<Layout>,
+    pub(super) layout: Option<Layout<'a>>,
 }
 
 const ACCESS: Key<'_> = Key { index: NameIndex::ACL_ACCESS, name: b"" };
@@ -64,7 +63,7 @@ impl Writer {
     ) -> Result<()> {
         let disk = acl.map(|acl| acl.to_disk());
         let mode = mode.unwrap_or(live.inode.mode);
-        match self.lay_out(live, key, disk.as_deref(), XattrFlags::empty())? {
+        match self.lay_out(caller, live, key, disk.as_deref(), XattrFlags::empty())? {
             Some(layout) => {
                 self.change_attributes(caller, live, layout, |live| live.inode.mode = mode)
             }
@@ -78,10 +77,15 @@ impl Writer {
     }
 
     /// How the attributes lie when the access ACL follows a new mode; `None` without such an ACL.
-    pub(super) fn follow_mode(&self, live: &Live, mode: u16) -> Result<Option<Layout>> {
+    pub(super) fn follow_mode(
+        &self,
+        caller: &Caller,
+        live: &Live,
+        mode: u16,
+    ) -> Result<Option<Layout<'_>>> {
         let Some(mut acl) = self.acl(live, ACCESS)? else { return Ok(None) };
         acl.set_mode(mode);
-        self.lay_out(live, ACCESS, Some(&acl.to_disk()), XattrFlags::empty())
+        self.lay_out(caller, live, ACCESS, Some(&acl.to_disk()), XattrFlags::empty())
     }
 
     fn acl(&self, live: &Live, key: Key<'_>) -> Result<Option<Acl>> {
@@ -92,7 +96,13 @@ impl Writer {
     }
 
     /// What an inode that is made in a directory gets.
-    pub(super) fn inherited(&self, dir: &Live, mode: u16, umask: u16) -> Result<Inherited> {
+    pub(super) fn inherited(
+        &self,
+        caller: &Caller,
+        dir: &Live,
+        mode: u16,
+        umask: u16,
+    ) -> Result<Inherited<'_>> {
         let kind = Kind::from_mode(mode);
         let masked = |mode| Inherited { mode, layout: None };
         if kind == Some(Kind::Symlink) {
@@ -102,18 +112,14 @@ impl Writer {
             return Ok(masked(mode & !(umask & RIGHTS)));
         };
         let (access, mode) = default.inherit(mode);
-        let attribute = |key: Key<'_>, acl: &Acl| Attribute {
-            index: key.index,
-            name: key.name.into(),
-            value: Stored::Bytes(acl.to_disk().into()),
-        };
-        let mut attributes: Vec<_> = access.iter().map(|acl| attribute(ACCESS, acl)).collect();
+        let mut attributes = Vec::new();
         if kind == Some(Kind::Directory) {
-            attributes.push(attribute(DEFAULT, &default));
+            attributes.push((DEFAULT, default.to_disk()));
         }
+        attributes.extend(access.iter().map(|acl| (ACCESS, acl.to_disk())));
         let layout = match &attributes[..] {
             [] => None,
-            some => Some(self.first_layout(some, self.new_room())?),
+            some => Some(self.first_layout(caller, &dir.inode, some, self.new_room())?),
         };
         Ok(Inherited { mode, layout })
     }

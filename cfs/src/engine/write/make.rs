@@ -66,12 +66,13 @@ impl Writer {
         }
         // As mkdir(2) has it: set-group-ID comes from above alone.
         let kept = if kind == Kind::Directory { !(SETUID | SETGID) } else { !0 };
-        let inherited = self.inherited(&dir, new.mode & kept, new.umask)?;
+        let mut inherited = self.inherited(caller, &dir, new.mode & kept, new.umask)?;
         let fresh = self.fresh_blocks(&dir.inode, &place)?;
         let own = u32::from(kind == Kind::Directory || new.target.len() >= FAST_LINK);
         let apart = inherited.layout.as_ref().map_or(0, Layout::fresh);
         let mut budget = Budget::new(&self.space, caller, fresh + own + apart)?;
-        let mut handle = self.begin(self.enter_credits(&dir, fresh) + MAKE_CREDITS)?;
+        let values = inherited.layout.as_ref().map_or(0, Layout::credits);
+        let mut handle = self.begin(self.enter_credits(&dir, fresh) + MAKE_CREDITS + values)?;
         let claims = budget.claim(self.dir_goal(&dir, fresh), fresh)?;
         let own = budget.claim(self.goal_below(&dir), own)?;
         let top = parent == Ino::ROOT || dir.inode.flags.contains(InodeFlags::TOPDIR);
@@ -82,7 +83,7 @@ impl Writer {
             .map_err(|error| handle.fail(error))
             .and_then(|inode| self.adopt(&mut handle, inode))?;
         let mut live = made.write();
-        let parts = Parts { layout: inherited.layout, target: new.target, parent };
+        let parts = Parts { layout: inherited.layout.as_mut(), target: new.target, parent };
         self.fill_new(&mut handle, &mut budget, &mut live, parts, own)
             .map_err(|error| handle.fail(error))?;
         let file_type = self.dir_format().file_type(kind);
@@ -189,7 +190,7 @@ impl Writer {
         handle: &mut Handle<'_>,
         budget: &mut Budget<'_>,
         live: &mut Live,
-        parts: Parts<'_>,
+        parts: Parts<'_, '_>,
         mut claims: Vec<Claim>,
     ) -> Result<()> {
         if claims.is_empty() && parts.layout.is_none() {
@@ -227,14 +228,14 @@ impl Writer {
 }
 
 /// What a new inode consists of beside its fields.
-struct Parts<'a> {
-    layout: Option<Layout>,
+struct Parts<'a, 'w> {
+    layout: Option<&'a mut Layout<'w>>,
     target: &'a [u8],
     parent: Ino,
 }
 
 /// A number that tells one use of an inode number from the next.
-fn generation() -> u32 {
+pub(super) fn generation() -> u32 {
     static KEYS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
     static COUNT: AtomicU64 = AtomicU64::new(0);
     KEYS.hash_one(COUNT.fetch_add(1, Ordering::Relaxed)) as u32

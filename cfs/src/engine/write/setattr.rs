@@ -74,7 +74,7 @@ impl Writer {
         let mode = new_mode(live, set);
         if set.kill_privileges && live.inode.kind != Kind::Directory {
             let none = XattrFlags::empty();
-            if let Some(layout) = self.lay_out(live, CAPABILITY, None, none)? {
+            if let Some(layout) = self.lay_out(caller, live, CAPABILITY, None, none)? {
                 self.change_attributes(caller, live, layout, |_| ())?;
             }
         }
@@ -94,7 +94,7 @@ impl Writer {
             inode.ctime = set.ctime.map_or(now, time);
         };
         let follows = set.mode.is_some() && live.inode.kind != Kind::Symlink;
-        let layout = if follows { self.follow_mode(live, mode)? } else { None };
+        let layout = if follows { self.follow_mode(caller, live, mode)? } else { None };
         if let Some(layout) = layout {
             return self.change_attributes(caller, live, layout, change);
         }

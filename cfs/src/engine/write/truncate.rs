@@ -293,6 +293,7 @@ impl Writer {
     /// Gives back an orphan with all it has, in as many transactions as that takes.
     fn delete(&self, live: &mut Live) -> Result<()> {
         let last = Self::STORE_CREDITS + Self::ORPHAN_CREDITS + INODE_CREDITS;
+        let _sharing = self.give_values_back(live)?;
         let mut handle = self.begin(last)?;
         if self.has_map(live) {
             self.remove(&mut handle, live, 0..ALL)?;

@@ -1,16 +1,19 @@
 //! Extended attributes, set and removed: in the inode where they fit, else in a block.
 //!
 //! A block that several inodes use is never changed but for its count of users: who changes an
-//! attribute in it gets a copy. Blocks of our own making have one user.
+//! attribute in it gets a copy. Blocks of our own making have one user. Values that fit neither
+//! place lie in inodes of their own where the volume has ea_inode (`values.rs`).
 
 use bitflags::bitflags;
+use parking_lot::MutexGuard;
 
 use super::acl;
 use super::budget::Budget;
 use super::names::{Effects, Report};
+use super::values::Value;
 use super::{Live, Writer, now};
 use crate::disk::features::Compat;
-use crate::disk::inode::{InodeFlags, Kind};
+use crate::disk::inode::{Inode, InodeFlags, Kind};
 use crate::disk::xattr::edit::{self, Attribute, Stored};
 use crate::disk::xattr::{self, NameIndex};
 use crate::id::{Block, Ino};
@@ -38,10 +41,19 @@ pub(super) struct Key<'a> {
 }
 
 /// Where an inode's attributes are to lie.
-pub(super) struct Layout {
+pub(super) struct Layout<'a> {
+    /// Keeps the number of those who use the block as it was found.
+    _sharing: Option<MutexGuard<'a, ()>>,
     /// What follows the inode's fields.
     extra: Box<[u8]>,
     block: InBlock,
+    /// Inodes with values to which an entry more leads, one for each.
+    taken: Vec<Value<'a>>,
+    /// The one to which an entry less leads.
+    dropped: Option<Value<'a>>,
+    /// Blocks of values in inodes that this one is charged for, as if it had them alone: those of
+    /// the new value, and those of the old.
+    charges: (u64, u64),
 }
 
 enum InBlock {
@@ -55,11 +67,29 @@ enum InBlock {
     New(Box<[u8]>),
 }
 
-impl Layout {
+impl Layout<'_> {
     /// Blocks that it takes from the volume.
     pub(super) fn fresh(&self) -> u32 {
         u32::from(matches!(self.block, InBlock::New(_)))
     }
+
+    /// Blocks that its references to other inodes may change.
+    pub(super) fn credits(&self) -> u32 {
+        let count = self.taken.len() + usize::from(self.dropped.is_some());
+        count as u32 * Writer::REFERENCE_CREDITS
+    }
+}
+
+/// The attributes of an inode while it is decided where they lie.
+#[derive(Default)]
+struct Lists {
+    here: Vec<Attribute>,
+    room: usize,
+    there: Vec<Attribute>,
+    /// How many inodes use the block; 0 without one.
+    users: u32,
+    /// Whether those in the block are other ones than those that lie there.
+    changed: bool,
 }
 
 impl Writer {
@@ -102,7 +132,8 @@ impl Writer {
         } else {
             let key = Key { index, name: rest };
             let flags = if value.is_none() { flags | XattrFlags::REPLACE } else { flags };
-            let Some(layout) = self.lay_out(&live, key, value, flags)? else { return Ok(()) };
+            let layout = self.lay_out(caller, &live, key, value, flags)?;
+            let Some(layout) = layout else { return Ok(()) };
             self.change_attributes(caller, &mut live, layout, |_| ())?;
         }
         report(&Effects { inodes: &[(&cell, &live)], appeared: &[], vanished: &[] });
@@ -110,16 +141,19 @@ impl Writer {
     }
 
     /// Where attributes lie once one of them has this value, or none; `None` if nothing changes.
+    /// A value that lies in an inode of its own then is there already. No handle is held.
     pub(super) fn lay_out(
         &self,
+        caller: &Caller,
         live: &Live,
         key: Key<'_>,
         value: Option<&[u8]>,
         flags: XattrFlags,
-    ) -> Result<Option<Layout>> {
-        let (mut here, mut there, users) = self.attributes(live)?;
+    ) -> Result<Option<Layout<'_>>> {
+        let sharing = self.sharing(live);
+        let mut lists = self.attributes(live)?;
         let place = |list: &[Attribute]| list.iter().position(|a| a.is(key.index, key.name));
-        let (in_inode, in_block) = (place(&here), place(&there));
+        let (in_inode, in_block) = (place(&lists.here), place(&lists.there));
         let exists = in_inode.is_some() || in_block.is_some();
         if exists && flags.contains(XattrFlags::CREATE) {
             return Err(Error::Exists);
@@ -127,79 +161,159 @@ impl Writer {
         if !exists && flags.contains(XattrFlags::REPLACE) {
             return Err(Error::NoAttribute);
         }
-        let old = in_inode.map(|at| here.remove(at)).or(in_block.map(|at| there.remove(at)));
-        if old.as_ref().is_some_and(|old| matches!(old.value, Stored::Inode { .. })) {
-            let why = "an attribute's value lies in an inode of its own";
-            return Err(Error::Unsupported(format!("{}: {why}", live.inode.ino)));
-        }
-        let mut in_block_now = in_block.is_some();
-        let room = live.inode.extra.len();
-        let mut extra = None;
-        if let Some(value) = value {
-            let stored = Stored::Bytes(value.into());
-            if old.as_ref().is_some_and(|old| old.value == stored) {
+        let old = in_inode.map(|at| lists.here.remove(at));
+        let old = old.or(in_block.map(|at| lists.there.remove(at)));
+        lists.changed = in_inode.is_none() && in_block.is_some();
+        // Of a block that others use as well all references stay.
+        let alone = lists.users == 1;
+        let owned = !lists.changed || alone;
+        let (mut dropped, mut charges) = (None, (0, 0));
+        match (&old, value) {
+            (None, None) => return Ok(None),
+            (Some(Attribute { value: Stored::Bytes(old), .. }), Some(new)) if **old == *new => {
                 return Ok(None);
             }
-            here.push(Attribute { index: key.index, name: key.name.into(), value: stored });
-            extra = edit::inode_space(&here, room);
-            if extra.is_none() {
-                there.extend(here.pop());
-                in_block_now = true;
+            (Some(Attribute { value: Stored::Inode { ino, size, .. }, .. }), _) => {
+                charges.1 = self.charge_of(*size as usize);
+                if owned {
+                    dropped = Some(self.held_value(live.inode.ino, *ino)?);
+                }
             }
-        } else if !exists {
-            return Ok(None);
+            _ => {}
         }
-        let extra = match extra.or_else(|| edit::inode_space(&here, room)) {
-            Some(extra) => extra,
-            None => return Err(Error::corrupt(live.inode.ino, "attributes over their space")),
-        };
-        let block = self.lay_out_block(live, &there, in_block_now, users)?;
-        Ok(Some(Layout { extra, block }))
+        let mut taken = Vec::new();
+        if lists.changed && !alone {
+            taken = self.values_of(live.inode.ino, &lists.there)?;
+        }
+        if let Some(value) = value {
+            let moved = !lists.changed;
+            let new = self.place(caller, &live.inode, &mut lists, key, value)?;
+            if lists.changed && moved && lists.users > 1 {
+                // Those that were there lie in a copy as well.
+                let kept = lists.there.iter().filter(|a| !a.is(key.index, key.name)).cloned();
+                taken.extend(self.values_of(live.inode.ino, &kept.collect::<Vec<_>>())?);
+            }
+            charges.0 = new.as_ref().map_or(0, |_| self.charge_of(value.len()));
+            taken.extend(new);
+        }
+        let extra = edit::inode_space(&lists.here, lists.room)
+            .ok_or_else(|| Error::corrupt(live.inode.ino, "attributes over their space"))?;
+        let block = self.lay_out_block(&lists)?;
+        Ok(Some(Layout { _sharing: sharing, extra, block, taken, dropped, charges }))
     }
 
-    fn lay_out_block(
+    /// The inodes to which these lead.
+    fn values_of(&self, owner: Ino, attributes: &[Attribute]) -> Result<Vec<Value<'_>>> {
+        let mut values = Vec::new();
+        for attribute in attributes {
+            if let Stored::Inode { ino, .. } = attribute.value {
+                values.push(self.held_value(owner, ino)?);
+            }
+        }
+        Ok(values)
+    }
+
+    /// Adds an attribute where there is room for it, as the kernel chooses: in the inode, in the
+    /// block, and with its value in an inode of its own, which is the answer then.
+    fn place(
         &self,
-        live: &Live,
-        attributes: &[Attribute],
-        changed: bool,
-        users: u32,
-    ) -> Result<InBlock> {
-        if !changed {
+        caller: &Caller,
+        owner: &Inode,
+        lists: &mut Lists,
+        key: Key<'_>,
+        value: &[u8],
+    ) -> Result<Option<Value<'_>>> {
+        let block_size = self.volume.superblock().block_size as usize;
+        let apart = self.has_value_inodes() && !value.is_empty();
+        // What leaves no room beside it for another with a short name.
+        let large = value.len().next_multiple_of(4) > block_size - SMALLEST_REST;
+        let attribute = |value| Attribute { index: key.index, name: key.name.into(), value };
+        if !(apart && large) {
+            let limit = if apart { block_size - (block_size / 8).min(1024) } else { block_size };
+            if lists.add(attribute(Stored::Bytes(value.into())), block_size, limit) {
+                return Ok(None);
+            }
+        }
+        let size = value.len() as u32;
+        let stored = |ino, hash| Stored::Inode { ino, size, hash };
+        // Whether there is room at all, before an inode is made.
+        if !apart || !lists.add(attribute(stored(Ino(0), 0)), block_size, block_size) {
+            return Err(Error::NoSpace);
+        }
+        let (made, hash) = self.value(caller, owner, value)?;
+        let hash = xattr::entry_hash(key.name, hash, false);
+        let all = lists.here.iter_mut().chain(&mut lists.there);
+        for entry in all.filter(|entry| entry.is(key.index, key.name)) {
+            entry.value = stored(made.ino(), hash);
+        }
+        Ok(Some(made))
+    }
+
+    /// Blocks that an inode is charged for a value of so many bytes in another.
+    fn charge_of(&self, len: usize) -> u64 {
+        len.div_ceil(self.volume.superblock().block_size as usize) as u64
+    }
+
+    fn lay_out_block(&self, lists: &Lists) -> Result<InBlock> {
+        if !lists.changed {
             return Ok(InBlock::Same);
         }
-        if attributes.is_empty() {
+        if lists.there.is_empty() {
             return Ok(InBlock::None);
         }
         let size = self.volume.superblock().block_size as usize;
-        let bytes = edit::block(attributes, size).ok_or(Error::NoSpace)?;
-        let alone = live.inode.xattr_block != 0 && users == 1;
-        Ok(if alone { InBlock::Changed(bytes) } else { InBlock::New(bytes) })
+        let bytes = edit::block(&lists.there, size).ok_or(Error::NoSpace)?;
+        Ok(if lists.users == 1 { InBlock::Changed(bytes) } else { InBlock::New(bytes) })
     }
 
-    /// The attributes in an inode, those in its block, and how many inodes use that.
-    fn attributes(&self, live: &Live) -> Result<(Vec<Attribute>, Vec<Attribute>, u32)> {
+    /// The attributes in an inode, and those in its block.
+    fn attributes(&self, live: &Live) -> Result<Lists> {
         let bad = |why| Error::corrupt(live.inode.ino, why);
         let here = xattr::parse_inode(&live.inode.extra).map_err(bad)?;
         let here = here.iter().map(Attribute::from).collect();
-        let Some(block) = self.volume.xattr_block(&live.inode)? else {
-            return Ok((here, Vec::new(), 0));
-        };
-        let there = xattr::parse_block(&block.bytes).map_err(bad)?;
-        let there = there.iter().map(Attribute::from).collect();
-        Ok((here, there, edit::users(&block.bytes)))
+        let mut lists = Lists { here, room: live.inode.extra.len(), ..Lists::default() };
+        if let Some(block) = self.volume.xattr_block(&live.inode)? {
+            let there = xattr::parse_block(&block.bytes).map_err(bad)?;
+            lists.there = there.iter().map(Attribute::from).collect();
+            lists.users = edit::users(&block.bytes);
+        }
+        Ok(lists)
     }
 
-    /// The value of an attribute that lies with its inode.
+    /// The value of an attribute.
     pub(super) fn attribute(&self, live: &Live, key: Key<'_>) -> Result<Option<Box<[u8]>>> {
         if live.inode.xattr_block == 0 && !xattr::has_attributes(&live.inode.extra) {
             return Ok(None);
         }
-        let (here, there, _) = self.attributes(live)?;
-        let found = here.into_iter().chain(there).find(|a| a.is(key.index, key.name));
-        Ok(found.and_then(|attribute| match attribute.value {
-            Stored::Bytes(bytes) => Some(bytes),
-            Stored::Inode { .. } => None,
-        }))
+        let lists = self.attributes(live)?;
+        let found = lists.here.into_iter().chain(lists.there).find(|a| a.is(key.index, key.name));
+        match found.map(|attribute| attribute.value) {
+            None => Ok(None),
+            Some(Stored::Bytes(bytes)) => Ok(Some(bytes)),
+            Some(Stored::Inode { ino, size, hash }) => {
+                let value = xattr::Value::Inode { ino, size };
+                let entry = xattr::Entry { index: key.index, name: key.name, value, hash };
+                self.volume.value_in_inode(&live.inode, &entry, ino, size).map(|v| Some(v.into()))
+            }
+        }
+    }
+
+    /// An attribute whose value lies in an inode to which only this one's entry leads.
+    pub(super) fn owned_value(&self, live: &Live) -> Result<Option<(NameIndex, Box<[u8]>)>> {
+        let lists = self.attributes(live)?;
+        let there = lists.there.into_iter().filter(|_| lists.users == 1);
+        let apart = |a: &Attribute| matches!(a.value, Stored::Inode { .. });
+        let found = lists.here.into_iter().chain(there).find(apart);
+        Ok(found.map(|attribute| (attribute.index, attribute.name)))
+    }
+
+    /// Removes an attribute of an inode that goes.
+    pub(super) fn remove_attribute(&self, live: &mut Live, key: Key<'_>) -> Result<()> {
+        let caller = &Caller::ROOT;
+        match self.lay_out(caller, live, key, None, XattrFlags::REPLACE)? {
+            Some(layout) => self.change_attributes(caller, live, layout, |_| ()),
+            None => Ok(()),
+        }
     }
 
     /// Puts attributes where they are to lie, in a handle of their own; `also` changes more of the
@@ -208,12 +322,13 @@ impl Writer {
         &self,
         caller: &Caller,
         live: &mut Live,
-        layout: Layout,
+        mut layout: Layout<'_>,
         also: impl FnOnce(&mut Live),
     ) -> Result<()> {
         let mut budget = Budget::new(&self.space, caller, layout.fresh())?;
-        let mut handle = self.begin(Self::XATTR_CREDITS + Self::STORE_CREDITS)?;
-        self.put_attributes(&mut handle, &mut budget, live, layout)?;
+        let credits = Self::XATTR_CREDITS + Self::STORE_CREDITS + layout.credits();
+        let mut handle = self.begin(credits)?;
+        self.put_attributes(&mut handle, &mut budget, live, &mut layout)?;
         live.inode.ctime = now();
         also(live);
         self.store(&mut handle, live)?;
@@ -230,13 +345,14 @@ impl Writer {
         handle: &mut Handle<'_>,
         budget: &mut Budget<'_>,
         live: &mut Live,
-        layout: Layout,
+        layout: &mut Layout<'_>,
     ) -> Result<()> {
         let claim = match layout.fresh() {
             0 => None,
             fresh => budget.claim(self.home(&live.inode), fresh)?.pop(),
         };
-        let put = match (layout.block, claim) {
+        let block = std::mem::replace(&mut layout.block, InBlock::Same);
+        let put = match (block, claim) {
             (InBlock::Same, _) => Ok(()),
             (InBlock::None, _) => self.release_attributes(handle, live),
             (InBlock::Changed(bytes), _) => {
@@ -250,8 +366,14 @@ impl Writer {
             }
             (InBlock::New(_), None) => Err(Error::NoSpace),
         };
-        put.map_err(|error| handle.fail(error))?;
-        live.inode.extra = layout.extra;
+        // The same inode may be both: taken first it is no orphan in between.
+        put.and_then(|()| layout.taken.iter().try_for_each(|value| self.take_value(handle, value)))
+            .and_then(|()| layout.dropped.iter().try_for_each(|v| self.drop_value(handle, v)))
+            .map_err(|error| handle.fail(error))?;
+        live.inode.extra = std::mem::take(&mut layout.extra);
+        let superblock = self.volume.superblock();
+        live.charge(layout.charges.0, superblock);
+        live.discharge(layout.charges.1, superblock);
         Ok(())
     }
 
@@ -287,16 +409,51 @@ impl Writer {
         bytes
     }
 
-    /// The layout of a new inode's attributes.
-    pub(super) fn first_layout(&self, attributes: &[Attribute], room: usize) -> Result<Layout> {
-        let size = self.volume.superblock().block_size as usize;
-        if let Some(extra) = edit::inode_space(attributes, room) {
-            return Ok(Layout { extra, block: InBlock::Same });
+    /// The layout of a new inode's attributes, which is made in `dir`.
+    pub(super) fn first_layout(
+        &self,
+        caller: &Caller,
+        dir: &Inode,
+        attributes: &[(Key<'_>, Vec<u8>)],
+        room: usize,
+    ) -> Result<Layout<'_>> {
+        let mut lists = Lists { room, ..Lists::default() };
+        let (mut taken, mut charged) = (Vec::new(), 0);
+        for (key, value) in attributes {
+            let new = self.place(caller, dir, &mut lists, *key, value)?;
+            charged += new.as_ref().map_or(0, |_| self.charge_of(value.len()));
+            taken.extend(new);
         }
-        let bytes = edit::block(attributes, size).ok_or(Error::NoSpace)?;
-        Ok(Layout { extra: vec![0; room].into(), block: InBlock::New(bytes) })
+        let extra = edit::inode_space(&lists.here, room).ok_or(Error::NoSpace)?;
+        let block = self.lay_out_block(&lists)?;
+        let charges = (charged, 0);
+        Ok(Layout { _sharing: None, extra, block, taken, dropped: None, charges })
     }
 }
+
+impl Lists {
+    /// Adds an attribute in the inode, or else in the block where the values may have so many
+    /// bytes; false if there is room in neither.
+    fn add(&mut self, attribute: Attribute, block_size: usize, limit: usize) -> bool {
+        self.here.push(attribute);
+        if edit::inode_space(&self.here, self.room).is_some() {
+            return true;
+        }
+        self.there.extend(self.here.pop());
+        let fits = edit::block(&self.there, block_size).is_some()
+            && edit::values_len(&self.there) <= limit;
+        if fits {
+            self.changed = true;
+        } else {
+            self.there.pop();
+        }
+        fits
+    }
+}
+
+/// Bytes that a value must leave of a block for the block's head, an entry with a name of three
+/// bytes, and the end of the entries: else it goes into an inode.
+const SMALLEST_REST: usize = 32 + 20 + 4;
 
 /// The namespace of a name, and the rest of it.
 fn split(name: &[u8]) -> Result<(NameIndex, &[u8])> {
