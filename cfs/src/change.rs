@@ -103,8 +103,8 @@ pub enum Change {
         /// Which, and to what.
         attr: SetAttr,
     },
-    /// It was read: the time of that is the present if it is older than the last change, or than a
-    /// day (relatime). Other times stay.
+    /// It was read: the time of that is the present, where the volume's options want that. Other
+    /// times stay.
     Accessed,
     /// An extended attribute is set.
     SetXattr {
@@ -137,6 +137,11 @@ pub enum Change {
         known: u32,
         /// Project to charge, where it is to change.
         project: Option<u32>,
+    },
+    /// A file without a name, for this directory (O_TMPFILE), which the sender holds then.
+    MakeNameless {
+        /// What is made.
+        inode: NewInode,
     },
 }
 

@@ -14,14 +14,15 @@ mod xattr;
 mod zones;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use attr::{Attr, StatFs};
 pub use dir::DirEntry;
 pub use map::{Mapping, Run, Runs};
 
-use crate::disk::features::{Access, Incompat};
+use crate::disk::features::{Access, Compat, Incompat};
 use crate::disk::group::Group;
-use crate::disk::inode::Inode;
+use crate::disk::inode::{Inode, InodeFlags, Kind};
 use crate::disk::superblock::{self, Superblock};
 use crate::id::{Block, Ino};
 use crate::{Error, Result, limits};
@@ -54,6 +55,8 @@ pub struct Volume {
     zones: Zones,
     cache: BlockCache,
     overhead: u64,
+    /// The contents of all files go through the journal.
+    journals_data: AtomicBool,
 }
 
 impl Volume {
@@ -68,7 +71,9 @@ impl Volume {
         let zones = Zones::new(&superblock, &groups);
         let cache = BlockCache::new(options.metadata_cache, superblock.block_size);
         let source = Arc::new(Prompt(source));
-        let mut volume = Self { source, superblock, access, groups, zones, cache, overhead: 0 };
+        let journals_data = AtomicBool::new(false);
+        let mut volume =
+            Self { source, superblock, access, groups, zones, cache, overhead: 0, journals_data };
         volume.overhead = volume.count_overhead();
         Ok(volume)
     }
@@ -81,6 +86,23 @@ impl Volume {
     /// What the volume's features allow.
     pub fn access(&self) -> &Access {
         &self.access
+    }
+
+    /// The contents of all files go through the journal from now on, as `data=journal` has it.
+    /// Nobody writes yet.
+    pub(crate) fn journal_data(&self) {
+        self.journals_data.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether an inode's contents go through the journal as metadata do: the newest may be in
+    /// memory alone, and are not to come back over what their blocks hold later.
+    pub(crate) fn is_journaled(&self, inode: &Inode) -> bool {
+        let chosen = || {
+            self.superblock.features.compat.contains(Compat::HAS_JOURNAL)
+                && (inode.flags.contains(InodeFlags::JOURNAL_DATA)
+                    || self.journals_data.load(Ordering::Relaxed))
+        };
+        inode.kind != Kind::Regular || inode.flags.contains(InodeFlags::EA_INODE) || chosen()
     }
 
     /// The storage under the volume.

@@ -9,7 +9,7 @@ pub mod format;
 mod handle;
 pub mod locate;
 mod log;
-mod mark;
+pub(crate) mod mark;
 pub mod recover;
 pub mod replay;
 #[cfg(test)]
@@ -32,6 +32,7 @@ pub use recover::{Report, recover, recover_at};
 use crate::disk::features::Access;
 use crate::disk::superblock::STATE_CLEAN;
 use crate::engine::Volume;
+use crate::id::Ino;
 use crate::{Error, Result, limits};
 use format::Tid;
 use log::Log;
@@ -165,6 +166,16 @@ impl Journal {
         self.sync(self.running())
     }
 
+    /// Waits until all changes so far are at their homes, where the log is not needed for them.
+    ///
+    /// # Errors
+    /// As [`Self::commit`].
+    pub fn bring_home(&self) -> Result<()> {
+        let tid = self.running();
+        self.commit(tid)?;
+        self.shared.checkpoint_until(tid)
+    }
+
     /// The transaction that handles join now.
     pub fn running(&self) -> Tid {
         self.shared.state.lock().running.tid
@@ -187,7 +198,12 @@ impl Journal {
 
     /// Gives the journal up: nothing is changed any more.
     pub fn abort(&self, error: &Error) {
-        self.shared.abort(error);
+        self.shared.abort(error, None);
+    }
+
+    /// The same for what is wrong with an inode.
+    pub fn abort_for(&self, error: &Error, ino: Ino) {
+        self.shared.abort(error, Some(ino));
     }
 
     /// Counts bytes that were written beside the journal, for the superblock.
@@ -217,7 +233,7 @@ impl Journal {
                 mark::closed(&shared.volume, self.clean, shared.written.load(Ordering::Relaxed))
             });
         if let Err(error) = &done {
-            shared.abort(error);
+            shared.abort(error, None);
         }
         done
     }

@@ -57,5 +57,5 @@ pub use reply::{
     Written,
 };
 pub use session::{Choice, Config, Session, Transport};
-pub use volume::{Sharing, VolumeFs};
+pub use volume::{Sharing, Times, VolumeFs};
 pub use waits::{Held, Waits};

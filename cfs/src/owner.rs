@@ -12,6 +12,7 @@ mod pages;
 mod set;
 mod show;
 mod sync;
+mod trouble;
 mod write;
 mod writeback;
 

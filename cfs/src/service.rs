@@ -130,7 +130,7 @@ impl Volumes {
             | kind::HOLD
             | kind::LET_GO
             | kind::CLOSE => lanes.changes,
-            kind::SYNC | kind::SYNC_ALL => lanes.syncs,
+            kind::SYNC | kind::SYNC_ALL | kind::TRIM => lanes.syncs,
             _ => lanes.pages,
         };
         if let Err(TrySendError::Full(work) | TrySendError::Disconnected(work)) =

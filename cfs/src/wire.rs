@@ -51,6 +51,8 @@ pub mod kind {
     pub const LET_GO: u16 = 0x212;
     /// (volume, inode, -): a file that was truncated to be replaced is closed.
     pub const CLOSE: u16 = 0x213;
+    /// (volume, -, -), body [`super::Trim`]. Reply: (bytes discarded, -, -).
+    pub const TRIM: u16 = 0x214;
 }
 
 /// Bytes of a reply's body that are used for data.
@@ -111,6 +113,13 @@ pub struct StatFsBody {
     pub words: [u64; 8],
 }
 
+/// What FITRIM asks for.
+#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug)]
+pub struct Trim {
+    /// In bytes: where to begin, how far to go, and the shortest run that counts.
+    pub words: [u64; 3],
+}
+
 /// A type as the upper four bits of a mode.
 pub fn kind_bits(kind: crate::disk::inode::Kind) -> u8 {
     use crate::disk::inode::Kind;
@@ -161,6 +170,7 @@ mod tests {
             Change::RemoveXattr { name: bytes("a") },
             Change::Allocate { mode: 1, offset: 2, len: 3 },
             Change::SetFlags { flags: 1, known: 2, project: Some(3) },
+            Change::MakeNameless { inode },
         ]
     }
 
@@ -195,6 +205,7 @@ mod tests {
         golden.body("Listing", &encode(&listing).unwrap());
         let statfs = StatFsBody { words: [1, 2, 3, 4, 5, 6, 7, 8] };
         golden.body("StatFsBody", &encode(&statfs).unwrap());
+        golden.body("Trim", &encode(&Trim { words: [1, 2, 3] }).unwrap());
         show_changes(&mut golden);
         golden.check("cfs/testdata/wire.txt", include_str!("../testdata/wire.txt"));
     }

@@ -143,7 +143,7 @@ fn draw(random: &mut Random, shape: &Shape) -> Op {
 }
 
 fn flags(random: &mut Random) -> u32 {
-    *random.pick(&[&0u32, &0, &0, &1, &2, &2, &3])
+    *random.pick(&[&0u32, &0, &0, &1, &2, &2, &3, &4, &4, &5, &6])
 }
 
 fn draw_attributes(random: &mut Random, shape: &Shape) -> Op {

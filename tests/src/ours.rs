@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use cfs::engine::write::WriterOptions;
+use cfs::engine::write::{AccessTimes, WriterOptions};
 use cfs::local::LocalVolume;
 use cfs::mount::mountpoint::{MountOptions, Mounted as Mountpoint, open_and_mount};
-use cfs::mount::{Config, Session, Sharing, VolumeFs};
+use cfs::mount::{Config, Session, Sharing, Times, VolumeFs};
 use cfs::open::OpenOptions;
 
 use crate::opfuzz::volumes::{Mounted, Mounter};
@@ -32,7 +32,7 @@ impl Ours {
     /// # Errors
     /// It cannot be opened or mounted.
     pub fn read_only(image: &Path, dir: &Path) -> Result<Self> {
-        Self::new(image, dir, OpenOptions { read_only: true, ..OpenOptions::default() })
+        Self::new(image, dir, OpenOptions { read_only: true, ..OpenOptions::default() }, CACHE)
     }
 
     /// Mounted to be read and written.
@@ -40,16 +40,26 @@ impl Ours {
     /// # Errors
     /// It cannot be opened or mounted, or only be read.
     pub fn writable(image: &Path, dir: &Path) -> Result<Self> {
-        let writer = Some(WriterOptions::default());
-        let ours = Self::new(image, dir, OpenOptions { writer, ..OpenOptions::default() })?;
+        let access_times = AccessTimes::Never;
+        Self::with(image, dir, WriterOptions { access_times, ..WriterOptions::default() }, CACHE)
+    }
+
+    /// The same with ways of writing and a page cache of so many bytes.
+    ///
+    /// # Errors
+    /// As [`Self::writable`].
+    pub fn with(image: &Path, dir: &Path, writer: WriterOptions, cache: u64) -> Result<Self> {
+        let options = OpenOptions { writer: Some(writer), ..OpenOptions::default() };
+        let ours = Self::new(image, dir, options, cache)?;
         let writable = ours.volume.as_ref().is_some_and(LocalVolume::is_writable);
         ensure!(writable, "{}: mounted read-only", image.display());
         Ok(ours)
     }
 
-    fn new(image: &Path, dir: &Path, options: OpenOptions) -> Result<Self> {
+    fn new(image: &Path, dir: &Path, options: OpenOptions, cache: u64) -> Result<Self> {
         std::fs::create_dir_all(dir)?;
-        let volume = LocalVolume::open(image, CACHE, &options)?;
+        let volume = LocalVolume::open(image, cache, &options)?;
+        let writer = options.writer;
         let sharing = if volume.is_writable() { Sharing::Alone } else { Sharing::ReadOnly };
         let mut options = MountOptions::new("image");
         options.nosuid = false;
@@ -57,7 +67,11 @@ impl Ours {
         // As the kernel's mounts that these are compared with.
         options.nodev = !options.read_only;
         let (device, mounted) = open_and_mount(dir, &options)?;
-        let fs = VolumeFs::new(Arc::clone(volume.client()), sharing);
+        let times = writer.map_or_else(Times::default, |writer| Times {
+            access: writer.access_times,
+            not_of_directories: writer.no_dir_times,
+        });
+        let fs = VolumeFs::with(Arc::clone(volume.client()), sharing, times);
         let session = Some(Session::start(device, fs, Config::default())?);
         Ok(Self { dir: dir.to_owned(), mounted: Some(mounted), session, volume: Some(volume) })
     }

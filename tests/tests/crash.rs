@@ -58,13 +58,14 @@ fn check(
     top: &Path,
     base: &[u8],
     block: u64,
-    by: (&Mounter, Ways),
+    (mounter, ways, strict): (&Mounter, Ways, bool),
     ops: &[Op],
     change: impl Fn(&mut Recording),
 ) -> Result<Counts> {
-    let mut recording = record(top, base.to_vec(), by, ops)?;
+    let mut recording = record(top, base.to_vec(), (mounter, ways), ops)?;
     change(&mut recording);
     let history = History::new(ops, Traits::ext4(block));
+    let history = if strict { history.strict() } else { history };
     let checker = Checker::new(&recording, &history, top, Effort::usual(), 1);
     checker.run(setup().len())
 }
@@ -76,17 +77,26 @@ fn shown(ops: &[Op]) -> String {
 
 #[test]
 fn kernel_ext4_keeps_its_promises() -> Result<()> {
-    promises("kernel ext4", &ext4(STRICT), Ways::default())
+    promises("kernel ext4", &ext4(STRICT), Ways::default(), false)
 }
 
 /// The program's own mounts, on a disk that is recorded.
 #[test]
 fn our_mounts_keep_their_promises() -> Result<()> {
     // Through FUSE nobody hears of syncfs(2).
-    promises("a mount of ours", &ours("cache=32M"), Ways { ticks: true, sync_each: true })
+    promises("a mount of ours", &ours("cache=32M,noatime"), FUSE, false)
 }
 
-fn promises(name: &str, mounter: &Mounter, ways: Ways) -> Result<()> {
+/// With `data=journal` contents are as they were between two operations as well.
+#[test]
+fn journaled_contents_keep_the_order_of_all_else() -> Result<()> {
+    let mounter = ours("cache=32M,noatime,data=journal");
+    promises("a mount of ours with data=journal", &mounter, FUSE, true)
+}
+
+const FUSE: Ways = Ways { ticks: true, sync_each: true };
+
+fn promises(name: &str, mounter: &Mounter, ways: Ways, strict: bool) -> Result<()> {
     if let Some(why) = kernel::missing() {
         println!("skipped: {why}");
         return Ok(());
@@ -98,7 +108,7 @@ fn promises(name: &str, mounter: &Mounter, ways: Ways) -> Result<()> {
         let all = chosen([3, 6, 3], [104, 150, 150], block);
         for (length, index) in &all {
             let ops = workload(*length, *index);
-            let counts = check(dir.path(), &base, block, (mounter, ways), &ops, |_| ())
+            let counts = check(dir.path(), &base, block, (mounter, ways, strict), &ops, |_| ())
                 .with_context(|| format!("{kind}, workload {length}/{index}:\n{}", shown(&ops)))?;
             sum.states += counts.states;
             sum.images += counts.images;
@@ -126,7 +136,7 @@ fn broken_orders_are_caught() -> Result<()> {
     for index in [26, 26 + 5] {
         let ops = workload(1, index);
         let run = |mounter: &Mounter, change: &dyn Fn(&mut Recording)| {
-            check(dir.path(), &base, block, (mounter, Ways::default()), &ops, change)
+            check(dir.path(), &base, block, (mounter, Ways::default(), false), &ops, change)
         };
         run(&sound, &|_| ()).with_context(|| shown(&ops))?;
         let error = run(&lazy, &|_| ()).err().context("a kernel without flushes passed")?;

@@ -39,6 +39,11 @@ impl Client {
         Ok((changed.record.ok_or_else(no_record)?, changed.made))
     }
 
+    /// Makes a file without a name, for a directory, which is held as by [`Self::hold`]: O_TMPFILE.
+    pub fn make_nameless(&self, dir: Ino, inode: NewInode, by: Caller) -> Result<InodeRecord> {
+        self.record_of(dir, Change::MakeNameless { inode }, by)
+    }
+
     /// Makes a symbolic link.
     pub fn symlink(&self, dir: Ino, name: &[u8], to: &[u8], by: Caller) -> Result<InodeRecord> {
         self.record_of(dir, Change::Symlink { name: name.to_vec(), target: to.to_vec() }, by)
@@ -111,7 +116,8 @@ impl Client {
         let order = Order { caller, change };
         let view = self.view_to_ask()?;
         if let Route::Local(owner) = &view.route {
-            return owner.change(ino, &order);
+            let own = self.region.own();
+            return owner.change((own.participant(), own.epoch()), ino, &order);
         }
         let body = rpc::encode(&order)?;
         let args = [self.object, u64::from(ino.0), 0];
@@ -213,6 +219,14 @@ impl Client {
         let view = self.view_to_ask()?;
         let args = [self.object, u64::from(ino.0), 0];
         self.ask_once(&view, kind::CLOSE, args, &[]).map(drop)
+    }
+
+    /// Tells the device which bytes of a range nobody uses, in runs of at least `least`: FITRIM.
+    /// Returns how many those were.
+    pub fn trim(&self, start: u64, len: u64, least: u64) -> Result<u64> {
+        let view = self.view_to_ask()?;
+        let body = rpc::encode(&wire::Trim { words: [start, len, least] })?;
+        Ok(self.ask_once(&view, kind::TRIM, [self.object, 0, 0], &body)?.args[0])
     }
 
     /// The present owner's view; waits for one for [`limits::OWNER_WAIT`].

@@ -193,6 +193,8 @@ pub struct Superblock {
     pub reserved_blocks: u64,
     /// The user who may have reserved blocks.
     pub reserved_uid: u32,
+    /// What is done about corrupt metadata: 1 nothing, 2 no more changes, 3 the machine stops.
+    pub on_error: u16,
     /// The group whose members may have reserved blocks; 0 for none.
     pub reserved_gid: u32,
     /// The first block of group 0.
@@ -306,6 +308,7 @@ impl TryFrom<&RawSuperblock> for Superblock {
             reserved_blocks: wide(raw.r_blocks_count_lo, raw.r_blocks_count_hi, &features)
                 .min(blocks.count),
             reserved_uid: raw.def_resuid.get().into(),
+            on_error: raw.errors.get(),
             reserved_gid: raw.def_resgid.get().into(),
             first_data_block: blocks.first,
             blocks_per_group: blocks.per_group,

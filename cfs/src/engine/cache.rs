@@ -178,6 +178,12 @@ impl BlockCache {
         Ok(fresh)
     }
 
+    /// The block's newest version, if that is not at its home.
+    pub(crate) fn newer(&self, block: Block) -> Option<Arc<CachedBlock>> {
+        let shard = self.shard(block).lock();
+        shard.dirty.get(&block.0).map(|dirty| dirty.block.clone())
+    }
+
     /// How many blocks differ from their homes.
     pub(crate) fn dirty_blocks(&self) -> usize {
         // A hint, and exact for who made the last change himself.

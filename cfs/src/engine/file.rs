@@ -3,6 +3,7 @@
 use crate::disk::features::Incompat;
 use crate::disk::inode::{Inode, InodeFlags, Kind};
 use crate::disk::xattr::{self, NameIndex, Value};
+use crate::id::Block;
 use crate::{Error, Result};
 
 use super::{Mapping, Volume};
@@ -41,11 +42,40 @@ impl Volume {
                 Mapping::Hole | Mapping::Unwritten(_) => piece.fill(0),
                 Mapping::Data(block) => {
                     let within = start - (run.logical << bits);
-                    self.source.read_at((block.0 << bits) + within, piece)?;
+                    self.read_newest(inode, (block.0 << bits) + within, piece)?;
                 }
             }
         }
         Ok(len)
+    }
+
+    /// Reads contents at a place of the volume: what went through the journal is not at home yet,
+    /// perhaps.
+    fn read_newest(&self, inode: &Inode, mut place: u64, mut to: &mut [u8]) -> Result<()> {
+        if !self.is_journaled(inode) {
+            return self.source.read_at(place, to);
+        }
+        let bits = self.superblock.block_bits;
+        while !to.is_empty() {
+            let (block, within) = (Block(place >> bits), (place & ((1 << bits) - 1)) as usize);
+            let blocks = (within + to.len()).div_ceil(1 << bits) as u64;
+            let home = self.blocks_at_home(block, blocks);
+            let len = to.len().min((home.max(1) << bits) as usize - within);
+            let (now, later) = to.split_at_mut(len);
+            // A version that has just come home is read there.
+            match self.cache.newer(block).filter(|_| home == 0) {
+                Some(newer) => now.copy_from_slice(&newer.bytes[within..within + len]),
+                None => self.source.read_at(place, now)?,
+            }
+            (place, to) = (place + len as u64, later);
+        }
+        Ok(())
+    }
+
+    /// How many of some blocks in a row, from the first on, are as they lie at home.
+    pub(crate) fn blocks_at_home(&self, first: Block, count: u64) -> u64 {
+        let newer = |at: &u64| self.cache.newer(Block(first.0 + at)).is_some();
+        (0..count).find(newer).unwrap_or(count)
     }
 
     /// The first byte at or after `offset` that is not in a hole; [`Error::NoSuchOffset`] if

@@ -118,7 +118,7 @@ impl Shared {
                 state.room_wanted = false;
                 MutexGuard::unlocked(&mut state, || {
                     if let Err(error) = self.checkpoint(log, log.blocks() / 4) {
-                        self.abort(&error);
+                        self.abort(&error, None);
                     }
                 });
             } else {
@@ -132,6 +132,19 @@ impl Shared {
         let Some(log) = &self.log else { return Ok(()) };
         while self.has_pending() {
             self.checkpoint(log, u32::MAX)?;
+        }
+        Ok(())
+    }
+
+    /// Brings home a transaction and what was committed before it.
+    pub(super) fn checkpoint_until(&self, tid: Tid) -> Result<()> {
+        let Some(log) = &self.log else { return Ok(()) };
+        let is_there = || {
+            let pending = self.pending.lock();
+            pending.transactions.front().is_some_and(|oldest| tid.at_least(oldest.tail.tid))
+        };
+        while is_there() {
+            self.checkpoint(log, 1)?;
         }
         Ok(())
     }

@@ -42,7 +42,7 @@ impl Shared {
             })
         });
         if let Err(error) = &done {
-            MutexGuard::unlocked(state, || self.abort(error));
+            MutexGuard::unlocked(state, || self.abort(error, None));
         } else {
             state.committed = tid;
         }

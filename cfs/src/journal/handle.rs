@@ -132,7 +132,7 @@ impl<'a> Handle<'a> {
     /// returns the error.
     #[must_use]
     pub fn fail(&self, error: Error) -> Error {
-        self.shared.abort(&error);
+        self.shared.abort(&error, None);
         error
     }
 
@@ -167,7 +167,7 @@ impl Drop for Handle<'_> {
         HELD.set(HELD.get().saturating_sub(1));
         if std::thread::panicking() {
             let why = "an operation panicked between its changes";
-            self.shared.abort(&Error::corrupt("journal", why));
+            self.shared.abort(&Error::corrupt("journal", why), None);
         }
         if !self.last {
             self.shared.leave(self.used, self.credits);

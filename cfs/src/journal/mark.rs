@@ -10,7 +10,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::disk::features::{Compat, Incompat, RoCompat};
 use crate::disk::superblock::{OFFSET, RawSuperblock, SIZE, STATE_CLEAN, STATE_ERRORS};
 use crate::engine::Volume;
-use crate::id::Block;
+use crate::id::{Block, Ino};
 use crate::{Error, Result};
 
 /// Mounts after which a check is due where nobody said.
@@ -80,28 +80,36 @@ pub(super) fn closed(volume: &Volume, clean: bool, written: u64) -> Result<()> {
 }
 
 /// The journal was given up. The rest of the superblock stays as the last checkpoint left it.
-pub(super) fn failed(volume: &Volume, error: &Error, written: u64) -> Result<()> {
+pub(super) fn failed(volume: &Volume, error: &Error, ino: Option<Ino>, written: u64) -> Result<()> {
     update(volume, |raw| {
-        raw.state = (raw.state.get() | STATE_ERRORS).into();
-        let (low, high) = now();
-        let code = error_code(error.errno());
-        if raw.first_error_time.get() == 0 {
-            (raw.first_error_time, raw.first_error_time_hi) = (low.into(), high);
-            (raw.first_error_ino, raw.first_error_block) = (0.into(), 0.into());
-            (raw.first_error_func, raw.first_error_line) = (WHERE, 0.into());
-            raw.first_error_errcode = code;
-        }
-        (raw.last_error_time, raw.last_error_time_hi) = (low.into(), high);
-        (raw.last_error_ino, raw.last_error_block) = (0.into(), 0.into());
-        (raw.last_error_func, raw.last_error_line) = (WHERE, 0.into());
-        raw.last_error_errcode = code;
-        raw.error_count = raw.error_count.get().saturating_add(1).into();
+        note_error(raw, error, ino);
         count_written(raw, written);
     })
 }
 
+/// Notes an error where `dumpe2fs` and e2fsck look for it: the first one, the last one, how many.
+pub(crate) fn note_error(raw: &mut RawSuperblock, error: &Error, ino: Option<Ino>) {
+    raw.state = (raw.state.get() | STATE_ERRORS).into();
+    let (low, high) = now();
+    let code = error_code(error.errno());
+    let found = if ino.is_some() { IN_METADATA } else { IN_JOURNAL };
+    let ino = ino.map_or(0, |ino| ino.0);
+    if raw.first_error_time.get() == 0 && raw.first_error_time_hi == 0 {
+        (raw.first_error_time, raw.first_error_time_hi) = (low.into(), high);
+        (raw.first_error_ino, raw.first_error_block) = (ino.into(), 0.into());
+        (raw.first_error_func, raw.first_error_line) = (found, 0.into());
+        raw.first_error_errcode = code;
+    }
+    (raw.last_error_time, raw.last_error_time_hi) = (low.into(), high);
+    (raw.last_error_ino, raw.last_error_block) = (ino.into(), 0.into());
+    (raw.last_error_func, raw.last_error_line) = (found, 0.into());
+    raw.last_error_errcode = code;
+    raw.error_count = raw.error_count.get().saturating_add(1).into();
+}
+
 /// Where errors are found, for `dumpe2fs`.
-const WHERE: [u8; 32] = *b"oslet journal\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+const IN_JOURNAL: [u8; 32] = *b"oslet journal\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+const IN_METADATA: [u8; 32] = *b"oslet metadata\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
 
 fn has_journal(raw: &RawSuperblock) -> bool {
     raw.features().compat.contains(Compat::HAS_JOURNAL)

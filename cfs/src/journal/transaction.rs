@@ -14,6 +14,7 @@ use super::format::Tid;
 use super::log::{Log, Tail};
 use super::{CommitHook, mark};
 use crate::engine::Volume;
+use crate::id::Ino;
 use crate::{Error, Result};
 
 /// What handles, committers and the journal's thread share.
@@ -228,7 +229,7 @@ impl Shared {
     }
 
     /// Nothing is written any more but the mark of the error, where there is none yet.
-    pub(super) fn abort(&self, error: &Error) {
+    pub(super) fn abort(&self, error: &Error, ino: Option<Ino>) {
         {
             let mut state = self.state.lock();
             if state.aborted.is_some() {
@@ -240,7 +241,7 @@ impl Shared {
         // Nobody else writes the superblock home meanwhile.
         let alone = self.checkpointing.lock();
         // The storage may be what failed: then there is nowhere to write it.
-        let _ = mark::failed(&self.volume, error, self.written.load(Ordering::Relaxed));
+        let _ = mark::failed(&self.volume, error, ino, self.written.load(Ordering::Relaxed));
         if let Some(log) = &self.log {
             let _ = log.set_errno(error.errno());
         }

@@ -223,7 +223,8 @@ impl Call<'_> {
                 if offset.checked_add(u64::from(size)).is_none_or(|end| end > i64::MAX as u64) {
                     return Err(Errno::INVAL);
                 }
-                let range = ReadRange { offset, size };
+                let no_atime = OFlags::from_bits_retain(read.flags).contains(OFlags::NOATIME);
+                let range = ReadRange { offset, size, no_atime };
                 fs.read(request, node, handle, range, self.reply(limit));
             }
             op::READDIR => fs.readdir(request, node, handle, offset, self.reply(limit)),

@@ -45,6 +45,8 @@ pub struct MountOptions {
     pub noexec: bool,
     /// No write reaches the filesystem.
     pub read_only: bool,
+    /// Times of reading are not kept, as /proc/mounts then shows.
+    pub noatime: bool,
 }
 
 impl MountOptions {
@@ -61,6 +63,7 @@ impl MountOptions {
             nodev: true,
             noexec: false,
             read_only: true,
+            noatime: false,
         }
     }
 
@@ -70,6 +73,7 @@ impl MountOptions {
         flags.set(MountFlags::NODEV, self.nodev);
         flags.set(MountFlags::NOEXEC, self.noexec);
         flags.set(MountFlags::RDONLY, self.read_only);
+        flags.set(MountFlags::NOATIME, self.noatime);
         flags
     }
 
@@ -90,6 +94,7 @@ impl MountOptions {
             (self.nosuid, "nosuid"),
             (self.nodev, "nodev"),
             (self.noexec, "noexec"),
+            (self.noatime, "noatime"),
         ] {
             if set {
                 data.push(',');

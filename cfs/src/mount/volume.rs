@@ -1,5 +1,6 @@
 //! A volume as a FUSE mount shows it, through the native interface.
 
+mod access;
 mod change;
 mod known;
 mod read;
@@ -16,16 +17,17 @@ use super::{
     Agreed, Allocation, Attributes, Changes, Controlled, Created, Data, Directory, DirectoryPlus,
     Done, Entry, Features, Filesystem, FlagsReply, Handle, Lookup, NewFlags, NewNode, NodeId,
     OpenCache, Opened, Opening, Piece, Position, ReadRange, RenameFlags, Reply, Request, StatFs,
-    Statistics, StatxAttributes, Value, Waits, Whence, WriteRange, Written, XattrFlags,
+    Statistics, StatxAttributes, TrimRange, Trimmed, Value, Waits, Whence, WriteRange, Written,
+    XattrFlags,
 };
 use crate::cache::InodeRecord;
 use crate::change::Change;
 use crate::client::{self, Client};
 use crate::id::Ino;
 use crate::{Error, Result};
+pub use access::Times;
 use change::{WRITES, caller, done};
 use known::{Known, Later, Work};
-use read::{answer_pages, pages, read_pages};
 use shown::{attr, attribute_name, dir_entry, errno, file_flags, ino, node, statx};
 
 /// How long the kernel may believe names and attributes: the volume does not change.
@@ -55,6 +57,7 @@ pub struct VolumeFs {
 struct Shown {
     client: Arc<Client>,
     sharing: Sharing,
+    times: Times,
     known: Known,
 }
 
@@ -122,7 +125,12 @@ impl Shown {
 impl VolumeFs {
     /// Shows the volume that `client` reads, and changes where others may not.
     pub fn new(client: Arc<Client>, sharing: Sharing) -> Arc<Self> {
-        let shown = Arc::new(Shown { client, sharing, known: Known::default() });
+        Self::with(client, sharing, Times::default())
+    }
+
+    /// The same with times of reading as they are wanted, and as the owner keeps them.
+    pub fn with(client: Arc<Client>, sharing: Sharing, times: Times) -> Arc<Self> {
+        let shown = Arc::new(Shown { client, sharing, times, known: Known::default() });
         Arc::new(Self { shown, waits: OnceLock::new(), later: Mutex::new(None) })
     }
 
@@ -224,10 +232,16 @@ impl Filesystem for VolumeFs {
 
     fn readlink(&self, request: &Request, node: NodeId, reply: Reply<Data>) {
         let ino = ino(node);
-        if let Some(target) = self.shown.client.cached_record(ino).and_then(|it| it.target) {
-            return reply.data(&[Piece::Bytes(&target)]);
+        if let Some(record) = self.shown.client.cached_record(ino)
+            && !self.shown.is_access_due(&record)
+            && let Some(target) = &record.target
+        {
+            return reply.data(&[Piece::Bytes(target)]);
         }
-        let ask = move |shown: &Shown| shown.client.readlink(ino);
+        let ask = move |shown: &Shown| {
+            shown.accessed(ino);
+            shown.client.readlink(ino)
+        };
         self.wait(request, reply, ask, |_, target, reply| match target {
             Ok(target) => reply.data(&[Piece::Bytes(&target)]),
             Err(error) => reply.error(errno(&error)),
@@ -242,35 +256,7 @@ impl Filesystem for VolumeFs {
         range: ReadRange,
         reply: Reply<Data>,
     ) {
-        let ino = ino(node);
-        let file = self.shown.client.file(ino);
-        let cached = self.shown.client.cached_record(ino).and_then(|record| {
-            let get = |page, _| Ok(file.cached_ref(page));
-            pages(range, record.attr.size, get).ok().flatten()
-        });
-        if let Some(pages) = cached {
-            return answer_pages(&pages, reply);
-        }
-        let client = Arc::clone(&self.shown.client);
-        let read = move |take: &mut dyn FnMut() -> Option<Reply<Data>>| {
-            let file = client.file(ino);
-            let found = read_pages(&client, &file, ino, range);
-            match (found, take()) {
-                (Ok(pages), Some(reply)) => answer_pages(&pages, reply),
-                (Err(error), Some(reply)) => reply.error(errno(&error)),
-                (_, None) => {}
-            }
-        };
-        match self.waits.get() {
-            Some(waits) => waits.run(request, reply, move |held| {
-                let mut held = Some(held);
-                read(&mut || held.take()?.take());
-            }),
-            None => {
-                let mut reply = Some(reply);
-                read(&mut || reply.take());
-            }
-        }
+        self.read_file(request, node, range, reply);
     }
 
     fn readdir(
@@ -283,6 +269,7 @@ impl Filesystem for VolumeFs {
     ) {
         let (dir, room) = (ino(node), reply.room());
         let ask = move |shown: &Shown| {
+            shown.accessed(dir);
             let mut entries = shown.client.readdir(dir, from)?.0;
             entries.truncate(fitting(&entries, 0, room));
             Ok(entries)
@@ -307,6 +294,7 @@ impl Filesystem for VolumeFs {
     ) {
         let (dir, room) = (ino(node), reply.room());
         let ask = move |shown: &Shown| {
+            shown.accessed(dir);
             let client = &shown.client;
             let mut entries = client.readdir(dir, from)?.0;
             entries.truncate(fitting(&entries, DirectoryPlus::ENTRY, room));
@@ -486,6 +474,14 @@ impl Filesystem for VolumeFs {
         reply: Reply<Created>,
     ) {
         self.create_file(request, (parent, name), new, how, reply);
+    }
+
+    fn tmpfile(&self, ask: &Request, dir: NodeId, new: &NewNode, _: Opening, r: Reply<Created>) {
+        self.create_nameless(ask, dir, new, r);
+    }
+
+    fn trim(&self, request: &Request, range: &TrimRange, reply: Reply<Trimmed>) {
+        self.trim_range(request, range, reply);
     }
 
     fn write(

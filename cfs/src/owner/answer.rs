@@ -61,8 +61,18 @@ impl Owner {
         if options != 0 && !matches!(request, kind::WRITE | kind::WRITE_PAGES | kind::SYNC) {
             return Err(Error::Stale(format!("inode {}", args[1])));
         }
+        self.noting(ino, self.answer_request((from, request), (ino, options), args, body))
+    }
+
+    fn answer_request(
+        &self,
+        (from, request): (Sender, u16),
+        (ino, options): (Ino, u64),
+        args: [u64; 3],
+        body: &[u8],
+    ) -> Result<Answer> {
         match request {
-            kind::CHANGE => self.answer_change(ino, body),
+            kind::CHANGE => self.answer_change(from, ino, body),
             kind::CHANGE_PAGES => {
                 let pieces = Sent::pin(self, from, body)?;
                 let mut bytes = AlignedVec::<16>::with_capacity(pieces.len());
@@ -72,17 +82,17 @@ impl Owner {
                     bytes.extend_from_slice(&part);
                     Ok::<_, Error>(())
                 })?;
-                self.answer_change(ino, &bytes)
+                self.answer_change(from, ino, &bytes)
             }
             kind::WRITE => {
                 let options = WriteOptions::from_bits(options);
-                let written = self.write(ino, args[2], &[Bytes::Own(body)], options)?;
+                let written = self.write_file(ino, args[2], &[Bytes::Own(body)], options)?;
                 Ok(Answer::words(written.offset, written.len as u64))
             }
             kind::WRITE_PAGES => {
                 let options = WriteOptions::from_bits(options);
                 let sent = Sent::pin(self, from, body)?;
-                let written = self.write(ino, args[2], &sent.pieces()?, options)?;
+                let written = self.write_file(ino, args[2], &sent.pieces()?, options)?;
                 Ok(Answer::words(written.offset, written.len as u64))
             }
             kind::SYNC => {
@@ -140,6 +150,11 @@ impl Owner {
                 ];
                 Ok(Answer::body(rpc::encode(&wire::StatFsBody { words })?))
             }
+            kind::TRIM => {
+                let ask = rpc::access::<wire::ArchivedTrim>(body, "a trim")?;
+                let words = ask.words.map(|word| word.to_native());
+                Ok(Answer::words(self.trim(words[0], words[1], words[2])?, 0))
+            }
             kind::SEEK => {
                 let (offset, data) = (args[2] & !(1 << 63), args[2] >> 63 == 1);
                 let found = self.seek(ino, offset, data)?;
@@ -149,11 +164,11 @@ impl Owner {
         }
     }
 
-    fn answer_change(&self, ino: Ino, body: &[u8]) -> Result<Answer> {
+    fn answer_change(&self, from: Sender, ino: Ino, body: &[u8]) -> Result<Answer> {
         let order = rpc::access::<crate::change::ArchivedOrder>(body, "a change")?;
         let order = rkyv::deserialize::<Order, rkyv::rancor::Error>(order)
             .map_err(|error| Error::Invalid(format!("a change: {error}")))?;
-        let changed = self.change(ino, &order)?;
+        let changed = self.apply(from, ino, &order)?;
         let answer = changed.record.map_or(Ok(Answer::default()), |record| Answer::record(&record));
         answer.map(|mut answer| {
             answer.args[1] = changed.made.into();

@@ -126,6 +126,7 @@ fn once(flusher: &Flusher, owner: &Weak<Owner>) -> bool {
         owner.flush_file(&file);
         owner.files.put(file);
     }
+    owner.note_problems();
     let mut pressed = pressed;
     loop {
         pressed |= owner.states.busy() > flusher.limits.background;

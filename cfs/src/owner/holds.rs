@@ -50,6 +50,22 @@ impl Owner {
         Ok(self.errors.sample(Some(ino)))
     }
 
+    /// Refuses a participant that holds as many inodes as one may.
+    pub(super) fn check_holds(&self, who: Sender) -> Result<()> {
+        let holds = self.holds.0.lock();
+        match holds.get(&who).is_some_and(|held| held.len() >= MAX_HELD) {
+            true => Err(Error::Exhausted(format!("{who:?} holds {MAX_HELD} inodes"))),
+            false => Ok(()),
+        }
+    }
+
+    /// A participant holds an inode that nobody else knows yet.
+    pub(super) fn hold_new(&self, cell: &Arc<Cell>, who: Sender) {
+        let held = Held { cell: Arc::clone(cell), times: 1 };
+        self.holds.0.lock().entry(who).or_default().insert(cell.ino(), held);
+        cell.hold(1);
+    }
+
     /// A participant lets an inode go that it has held so often.
     pub(super) fn let_go(&self, ino: Ino, who: Sender, times: u64) -> Result<()> {
         if self.writer.is_none() {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::Owner;
+use super::answer::Sender;
 use crate::cache::InodeRecord;
 use crate::change::{Change, Changed, NewInode, Order, SetAttr, SetTime};
 use crate::disk::inode::{InodeFlags, Kind};
@@ -15,8 +16,13 @@ use crate::{Caller, Error, Result};
 type Named<'n> = (Ino, &'n [u8]);
 
 impl Owner {
-    /// Makes a change, complete in itself, and publishes what came of it.
-    pub fn change(&self, ino: Ino, order: &Order) -> Result<Changed> {
+    /// Makes a change that a participant asks for, complete in itself, and publishes what came of
+    /// it.
+    pub fn change(&self, from: Sender, ino: Ino, order: &Order) -> Result<Changed> {
+        self.noting(ino, self.apply(from, ino, order))
+    }
+
+    pub(super) fn apply(&self, from: Sender, ino: Ino, order: &Order) -> Result<Changed> {
         let by = &order.caller;
         let made = |record| Ok(Changed { record: Some(record), made: true });
         let changed = |record| Ok(Changed { record: Some(record), made: false });
@@ -57,10 +63,9 @@ impl Owner {
                 }
                 let flags = InodeFlags::from_bits_retain(*flags);
                 let known = InodeFlags::from_bits_retain(*known);
-                let cell = self.cell(ino)?;
-                self.removing(|writer, report| writer.set_flags(by, ino, flags, known, report))?;
-                changed(self.record(&cell)?)
+                changed(self.set_flags(ino, flags, known, by)?)
             }
+            Change::MakeNameless { inode } => made(self.make_nameless(from, ino, *inode, by)?),
         }
     }
 
@@ -93,6 +98,22 @@ impl Owner {
             Ok(())
         })?;
         let cell = cell.ok_or(Error::NotFound)?;
+        self.record(&cell)
+    }
+
+    /// A file without a name, which who asks for it holds.
+    fn make_nameless(
+        &self,
+        from: Sender,
+        dir: Ino,
+        inode: NewInode,
+        by: &Caller,
+    ) -> Result<InodeRecord> {
+        self.check_holds(from)?;
+        let NewInode { mode, umask, device } = inode;
+        let new = New { mode, umask, device, ..New::default() };
+        let held = |cell: &Arc<Cell>| self.hold_new(cell, from);
+        let cell = self.writer()?.make_nameless(by, dir, &new, held)?;
         self.record(&cell)
     }
 
@@ -160,15 +181,14 @@ impl Owner {
 
     /// Somebody has read an inode. The time of that goes to disk with other changes, or later.
     fn accessed(&self, ino: Ino) -> Result<InodeRecord> {
-        self.writer()?;
+        let options = self.writer()?.options();
         let file = self.files.get(&self.cell(ino)?);
         let mut live = file.cell.write();
         let (now, inode) = (write::now(), &mut live.inode);
-        let old = |time: Timestamp| inode.atime <= time;
-        let day = Timestamp { seconds: now.seconds - A_DAY, ..now };
-        if !inode.flags.contains(InodeFlags::NOATIME)
-            && (old(inode.mtime) || old(inode.ctime) || old(day))
-        {
+        let kept = inode.flags.contains(InodeFlags::NOATIME)
+            || (options.no_dir_times && inode.kind == Kind::Directory);
+        let due = options.access_times.is_due([inode.atime, inode.mtime, inode.ctime], now);
+        if !kept && due {
             inode.atime = now;
             self.files.add_times(&file);
         }
@@ -191,6 +211,39 @@ impl Owner {
         self.record(&cell)
     }
 
+    fn set_flags(
+        &self,
+        ino: Ino,
+        flags: InodeFlags,
+        known: InodeFlags,
+        by: &Caller,
+    ) -> Result<InodeRecord> {
+        let cell = self.cell(ino)?;
+        let set = || {
+            self.removing(|writer, report| writer.set_flags(by, ino, flags, known, report))?;
+            self.record(&cell)
+        };
+        let (journaled, regular) = {
+            let live = cell.read();
+            let asked = (live.inode.flags ^ flags) & known;
+            (asked.contains(InodeFlags::JOURNAL_DATA), live.inode.kind == Kind::Regular)
+        };
+        if !(journaled && regular && by.privileged) {
+            return set();
+        }
+        // The way to the disk changes between two writebacks, and no replay brings back what went
+        // there by the journal over what is written in place.
+        let file = self.files.get(&cell);
+        let done = {
+            let _order = file.order.lock();
+            self.flush_file(&file);
+            let _bar = file.bar();
+            self.writer()?.journal().bring_home().and_then(|()| set())
+        };
+        self.files.put(file);
+        done
+    }
+
     /// An inode as it is now.
     fn record(&self, cell: &Cell) -> Result<InodeRecord> {
         self.publish_live(&*super::show::read(cell)?)
@@ -210,6 +263,4 @@ impl Owner {
     }
 }
 
-/// Seconds after which a time of reading is renewed anyway.
-const A_DAY: i64 = 24 * 3600;
 const SYMLINK: u16 = 0o120_777;

@@ -214,7 +214,11 @@ impl Owner {
         let run = self.volume.map(inode, start, blocks)?;
         let Mapping::Data(block) = run.mapping else { return Ok(None) };
         let skipped = first * PAGE - (run.logical << bits);
-        let bytes = (run.len << bits).saturating_sub(skipped);
+        let at_home = match self.volume.is_journaled(inode) {
+            true => self.volume.blocks_at_home(block, run.len),
+            false => run.len,
+        };
+        let bytes = (at_home << bits).saturating_sub(skipped);
         let count = (bytes / PAGE).min(end - first) as usize;
         Ok((count > 0).then_some(((block.0 << bits) + skipped, count)))
     }

@@ -11,7 +11,7 @@ use super::frames::Blocks;
 use super::pages::PAGE;
 use super::write::check_writable;
 use crate::cache::InodeRecord;
-use crate::disk::inode::InodeFlags;
+use crate::disk::inode::{InodeFlags, Kind};
 use crate::engine::write::{self, Allocate, Live, now};
 use crate::id::Ino;
 use crate::{Caller, Error, Result};
@@ -36,17 +36,35 @@ impl Owner {
             if kill {
                 self.kill_privileges(&file)?;
             }
-            let _bar = file.bar();
-            let mut live = file.cell.write();
-            check_writable(&live.inode)?;
-            check_not_append(&live)?;
-            if size > writer.max_size(&live.inode) {
-                return Err(Error::FileTooBig);
-            }
-            self.truncate_in_order(&file, &mut live, size)
+            self.journal_tail(&file, size)?;
+            let done = {
+                let _bar = file.bar();
+                let mut live = file.cell.write();
+                check_writable(&live.inode)?;
+                check_not_append(&live)?;
+                if size > writer.max_size(&live.inode) {
+                    return Err(Error::FileTooBig);
+                }
+                self.truncate_in_order(&file, &mut live, size)
+            };
+            done.and_then(|record| self.settle_change(&file).map(|()| record))
         };
         self.files.put(file);
         done
+    }
+
+    /// Before a file with contents in the journal grows: what lies behind its end becomes zeros in
+    /// a transaction that is not later.
+    fn journal_tail(&self, file: &Arc<File>, size: u64) -> Result<()> {
+        {
+            let live = file.cell.write();
+            let grows = size > live.inode.size && live.inode.kind == Kind::Regular;
+            if !grows || !self.volume.is_journaled(&live.inode) {
+                return Ok(());
+            }
+            self.settle_tail(file, &live.inode)?;
+        }
+        self.journal_contents(file)
     }
 
     fn truncate_in_order(
@@ -170,7 +188,8 @@ impl Owner {
         let file = self.files.get(&self.cell(ino)?);
         let done = {
             let _order = file.order.lock();
-            self.allocate_in_order(&file, mode, offset..end, caller)
+            let done = self.allocate_in_order(&file, mode, offset..end, caller);
+            done.and_then(|record| self.settle_change(&file).map(|()| record))
         };
         self.files.put(file);
         done
@@ -183,6 +202,9 @@ impl Owner {
         range: Range<u64>,
         caller: &Caller,
     ) -> Result<InodeRecord> {
+        if mode & KEEP_SIZE == 0 {
+            self.journal_tail(file, range.end)?;
+        }
         // From here on there are no new dirty pages, and what has no place gets one.
         let shifts = matches!(mode, COLLAPSE_RANGE | INSERT_RANGE);
         let pages = if shifts { 0 } else { range.start / PAGE }..if shifts {

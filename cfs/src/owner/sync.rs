@@ -5,9 +5,9 @@ use std::sync::Arc;
 use super::Owner;
 use super::dirty::File;
 use super::pages::PAGE;
-use crate::Result;
 use crate::engine::StatFs;
-use crate::id::Ino;
+use crate::id::{Block, Ino};
+use crate::{Error, Result};
 
 impl Owner {
     /// Makes a file durable: with `data_alone` what is needed to read its contents back. Says what
@@ -79,6 +79,25 @@ impl Owner {
         Ok(())
     }
 
+    /// Behind a change of contents: where these go through the journal, they do so in the order of
+    /// all other changes.
+    pub(super) fn journal_contents(&self, file: &Arc<File>) -> Result<()> {
+        if !self.volume.is_journaled(&file.cell.read().inode) {
+            return Ok(());
+        }
+        self.flush_file(file);
+        self.writer().map(drop)
+    }
+
+    /// Behind a change of a file's size or blocks: durable, where it is to be.
+    pub(super) fn settle_change(&self, file: &Arc<File>) -> Result<()> {
+        self.journal_contents(file)?;
+        if self.writer()?.is_sync(&file.cell.read().inode) {
+            self.make_durable(file.ino, false)?;
+        }
+        Ok(())
+    }
+
     /// Before a name of another file becomes this one's: its contents are on disk then.
     pub(super) fn flush_new_contents(&self, file: &Arc<File>) {
         if file.cell.read().reserved > 0 {
@@ -112,6 +131,23 @@ impl Owner {
             }
             self.volume.read(inode, offset, bytes)
         })
+    }
+
+    /// Discards free runs, as FITRIM does; numbers are of bytes. What was freed is free once its
+    /// transaction has committed.
+    pub(super) fn trim(&self, start: u64, len: u64, least: u64) -> Result<u64> {
+        let writer = self.writer()?;
+        let superblock = self.volume.superblock();
+        let bits = superblock.block_bits;
+        let (first, least) = (start >> bits, least >> bits);
+        let wrong = first >= superblock.blocks_count
+            || len < u64::from(superblock.block_size)
+            || least > superblock.blocks_per_group.into();
+        if wrong {
+            return Err(Error::Invalid(format!("trim of {len} bytes from {start} on")));
+        }
+        let end = first.saturating_add(len >> bits);
+        Ok(writer.space().trim(Block(first)..Block(end), least)? << bits)
     }
 
     /// What statfs(2) tells.

@@ -82,24 +82,42 @@ impl Owner {
         pieces: &[Bytes<'_>],
         options: WriteOptions,
     ) -> Result<Written> {
-        let durable = options.sync || options.data_sync;
-        let seen = if durable { self.errors.sample(Some(ino)) } else { 0 };
+        self.noting(ino, self.write_file(ino, offset, pieces, options))
+    }
+
+    pub(super) fn write_file(
+        &self,
+        ino: Ino,
+        offset: u64,
+        pieces: &[Bytes<'_>],
+        options: WriteOptions,
+    ) -> Result<Written> {
         let file = match self.files.find(ino) {
             Some(file) => file,
             None => self.files.get(&self.cell(ino)?),
         };
-        let written = {
+        let (seen, written) = {
             let _order = file.order.lock();
-            self.write_in_order(&file, offset, pieces, options)
+            let (journaled, sync) = {
+                let live = file.cell.read();
+                let sync = self.writer()?.is_sync(&live.inode);
+                (self.volume.is_journaled(&live.inode), sync)
+            };
+            let durable = options.sync || options.data_sync || sync;
+            let seen = durable.then(|| (self.errors.sample(Some(ino)), !(options.sync || sync)));
+            let mut written = self.write_in_order(&file, offset, pieces, options);
+            if journaled && written.is_ok() {
+                written = self.journal_contents(&file).and(written);
+            }
+            (seen, written)
         };
         // A file that was written has something to write back, and is looked at behind that.
         if !written.as_ref().is_ok_and(|written| written.len > 0) {
             self.files.put(file);
         }
         let written = written?;
-        if durable
-            && written.len > 0
-            && let (_, Some(errno)) = self.sync(ino, !options.sync, seen)?
+        if let Some((seen, data_alone)) = seen.filter(|_| written.len > 0)
+            && let (_, Some(errno)) = self.sync(ino, data_alone, seen)?
         {
             return Err(Error::Owner(errno));
         }

@@ -1,4 +1,7 @@
-//! Writing dirty pages to the disk: data first, metadata after (docs/writing.md, "Data").
+//! Writing dirty pages to the disk: data first, metadata after, or both in one transaction
+//! (docs/writing.md, "Data").
+
+mod commit;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -14,7 +17,7 @@ use super::pages::PAGE;
 use crate::alloc::Claim;
 use crate::engine::Mapping;
 use crate::engine::store::PageWrite;
-use crate::engine::write::{Live, Writer};
+use crate::engine::write::Live;
 use crate::id::Block;
 use crate::{Caller, Error, Result};
 
@@ -30,6 +33,8 @@ struct Item {
     number: u64,
     pages: Vec<Page>,
     runs: Vec<Run>,
+    /// Contents go through the journal, with the map.
+    journaled: bool,
 }
 
 /// A page whose blocks are being written.
@@ -171,8 +176,9 @@ impl Owner {
         }
         drop(pending);
         let runs = self.place(&mut live, &pages);
+        let journaled = self.volume.is_journaled(&live.inode);
         drop(live);
-        Some(Item { file: Arc::clone(file), number, pages, runs })
+        Some(Item { file: Arc::clone(file), number, pages, runs, journaled })
     }
 
     /// Finds the places of the blocks of pages: as few runs as there can be.
@@ -208,9 +214,13 @@ impl Owner {
     }
 
     fn place_range(&self, live: &mut Live, range: Range<u64>, runs: &mut Vec<Run>) {
+        let most = match self.volume.is_journaled(&live.inode) {
+            true => commit::JOURNALED_AT_ONCE,
+            false => u64::MAX,
+        };
         let mut at = range.start;
         while at < range.end {
-            let left = range.end - at;
+            let left = (range.end - at).min(most);
             let run = match self.volume.map(&live.inode, at, left) {
                 Ok(found) => match found.mapping {
                     Mapping::Data(block) => mapped(at, found.len, Place::Mapped(block)),
@@ -236,7 +246,7 @@ impl Owner {
     /// Writes what was picked and tells the map of it.
     fn write_batch(&self, mut batch: Vec<Item>) {
         let (mut writes, mut owners) = (Vec::new(), Vec::new());
-        for (index, item) in batch.iter_mut().enumerate() {
+        for (index, item) in batch.iter_mut().enumerate().filter(|(_, item)| !item.journaled) {
             for (run_index, run) in item.runs.iter_mut().enumerate() {
                 match self.requests(&item.pages, run) {
                     Ok(requests) => {
@@ -268,8 +278,6 @@ impl Owner {
             return Ok(Vec::new());
         };
         let bits = self.volume.superblock().block_bits;
-        let per_page = PAGE >> bits;
-        let size = 1usize << bits;
         let (mut requests, mut slices) = (Vec::new(), Vec::<Slice>::new());
         let (mut offset, mut bytes) = (start.0 << bits, 0);
         let mut cut = |slices: &mut Vec<Slice>, bytes: &mut usize| -> Result<()> {
@@ -281,17 +289,9 @@ impl Owner {
             }
             Ok(())
         };
-        let first = pages.partition_point(|page| page.number < run.logical / per_page);
-        for page in &pages[first..] {
-            let from = (page.number * per_page).max(run.logical);
-            let to = ((page.number + 1) * per_page).min(run.logical + run.len);
-            if from >= to {
-                break;
-            }
-            let within = (from - page.number * per_page) as usize * size;
-            let len = (to - from) as usize * size;
-            slices.extend(Slice::new(page.page, within, len));
-            bytes += len;
+        for slice in slices_of(pages, run.range(), bits) {
+            bytes += usize::from(slice.len);
+            slices.push(slice);
             if bytes >= REQUEST {
                 cut(&mut slices, &mut bytes)?;
             }
@@ -302,25 +302,29 @@ impl Owner {
 
     /// Tells the map of runs that are written, and everybody that their pages are clean.
     fn finish(&self, item: Item) {
-        let Item { file, number, pages, runs } = item;
+        let Item { file, number, pages, runs, journaled } = item;
         let mut live = file.cell.write();
         let mut failed = Vec::new();
         let mut good = Vec::with_capacity(runs.len());
+        let mut trouble = Ok(());
         for run in runs {
             match run.result {
                 Ok(()) => good.push(run),
-                Err(ref error) => {
+                Err(error) => {
                     self.errors.note(file.ino, error.errno());
                     failed.push(run.logical..run.logical + run.len);
-                    self.give_up(run);
+                    self.give_up(run.place, run.len);
+                    trouble = Err(error);
                 }
             }
         }
         // Times are to be stored where there is no run, too.
         loop {
-            let rest = good.split_off(good.len().min(RUNS_AT_ONCE));
-            if let Err(error) = self.commit_runs(&mut live, good, &mut failed) {
+            let rest = good.split_off(good.len().min(commit::RUNS_AT_ONCE));
+            let contents = journaled.then_some(&pages[..]);
+            if let Err(error) = self.commit_runs(&mut live, good, contents, &mut failed) {
                 self.errors.note(file.ino, error.errno());
+                trouble = Err(error);
             }
             good = rest;
             if good.is_empty() {
@@ -344,6 +348,8 @@ impl Owner {
         }
         drop(live);
         file.end(number);
+        // Whoever asks for it is told by the file's errors.
+        let _ = self.noting(file.ino, trouble);
         self.files.put(file);
     }
 
@@ -372,64 +378,6 @@ impl Owner {
                     file.pending().dirty.remove(&number);
                 }
             }
-        }
-    }
-
-    /// Puts runs that are written into the map, and the size that they cover into the inode: one
-    /// handle. Those that find no way into the map are added to `failed`.
-    fn commit_runs(
-        &self,
-        live: &mut Live,
-        runs: Vec<Run>,
-        failed: &mut Vec<Range<u64>>,
-    ) -> Result<()> {
-        let writer = self.writer.as_ref().ok_or(Error::ReadOnly)?;
-        let mut handle = match writer.begin(writer.insert_credits(live, 1)) {
-            Ok(handle) => handle,
-            Err(error) => {
-                failed.extend(runs.iter().map(Run::range));
-                runs.into_iter().for_each(|run| self.give_up(run));
-                return Err(error);
-            }
-        };
-        let bits = self.volume.superblock().block_bits;
-        let mut done = Ok(());
-        for run in runs {
-            let (range, promised) = (run.range(), run.promised());
-            let put = match run.place {
-                Place::Claimed(claim) => {
-                    let credits = writer.insert_credits(live, range.end - range.start);
-                    let stepped = writer.step(&mut handle, live, credits);
-                    stepped.and_then(|()| {
-                        writer.insert_run(&mut handle, live, range.start, claim, false)
-                    })
-                }
-                Place::Unwritten(_) => writer.convert(&mut handle, live, range.clone(), false),
-                Place::Mapped(_) | Place::None | Place::Unknown => Ok(()),
-            };
-            match put {
-                Ok(()) => {
-                    let end = (range.end << bits).min(live.inode.size);
-                    live.disk_size = live.disk_size.max(end);
-                }
-                Err(error) => {
-                    // The claim went back, and so did the promise.
-                    self.unreserve(promised);
-                    failed.push(range);
-                    done = Err(error);
-                }
-            }
-        }
-        writer.step(&mut handle, live, Writer::STORE_CREDITS)?;
-        writer.store(&mut handle, live)?;
-        done
-    }
-
-    /// A run will not be written: its place and its promise go back.
-    fn give_up(&self, run: Run) {
-        if let Place::Claimed(claim) = run.place {
-            drop(claim);
-            self.unreserve(run.len);
         }
     }
 
@@ -468,9 +416,19 @@ impl Owner {
     }
 }
 
-/// Runs that one handle puts into a map, at most.
-const RUNS_AT_ONCE: usize = 64;
-
 fn mapped(logical: u64, len: u64, place: Place) -> Run {
     Run { logical, len, place, result: Ok(()) }
+}
+
+/// Where in their frames the blocks of a range lie, in order.
+fn slices_of(pages: &[Page], blocks: Range<u64>, bits: u32) -> impl Iterator<Item = Slice> + '_ {
+    let per_page = PAGE >> bits;
+    let first = pages.partition_point(|page| page.number < blocks.start / per_page);
+    pages[first..].iter().map_while(move |page| {
+        let from = (page.number * per_page).max(blocks.start);
+        let to = ((page.number + 1) * per_page).min(blocks.end);
+        let within = (from.saturating_sub(page.number * per_page) as usize) << bits;
+        let len = (to.saturating_sub(from) as usize) << bits;
+        if len > 0 { Slice::new(page.page, within, len) } else { None }
+    })
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use cfs::Caller;
 use cfs::change::WriteOptions;
 use cfs::client::Client;
+use cfs::engine::write::{DataMode, WriterOptions};
 use cfs::id::Ino;
 
 use crate::image::{Image, initial};
@@ -204,9 +205,19 @@ fn read(file: &cfs::client::File, size: u64) -> Vec<u8> {
 }
 
 fn run(arguments: &[&str], block: u64, extents: bool, seed: u64, steps: usize, cache: u64) {
-    println!("mke2fs {arguments:?}, seed {seed}");
+    run_with(arguments, (block, extents), seed, steps, (cache, DataMode::Ordered));
+}
+
+fn run_with(
+    arguments: &[&str],
+    (block, extents): (u64, bool),
+    seed: u64,
+    steps: usize,
+    (cache, data): (u64, DataMode),
+) {
+    println!("mke2fs {arguments:?}, seed {seed}, {data:?}");
     let image = Image::new(arguments, "64M", FILES);
-    let volume = image.open(cache);
+    let volume = image.open_with(cache, WriterOptions { data, ..WriterOptions::default() });
     let client = Arc::clone(volume.client());
     let files = (0..FILES)
         .map(|index| Model {
@@ -275,5 +286,17 @@ fn random_changes_without_extents() {
             steps,
             4 << 20,
         );
+    }
+}
+
+#[test]
+fn random_changes_through_the_journal() {
+    let (seeds, steps) = seeds();
+    for seed in seeds {
+        let journal = |cache| (cache, DataMode::Journal);
+        run_with(&["-b", "4096"], (4096, true), seed, steps, journal(4 << 20));
+        run_with(&["-b", "1024", "-J", "size=1"], (1024, true), seed, steps, journal(4 << 20));
+        let pointers = &["-O", "^extent,^64bit", "-b", "1024", "-J", "size=1"];
+        run_with(pointers, (1024, false), seed, steps, journal(64 << 20));
     }
 }

@@ -39,12 +39,12 @@ impl Image {
     }
 
     pub(crate) fn open(&self, cache: u64) -> LocalVolume {
-        LocalVolume::open(
-            &self.path(),
-            cache,
-            &OpenOptions { writer: Some(WriterOptions::default()), ..OpenOptions::default() },
-        )
-        .unwrap()
+        self.open_with(cache, WriterOptions::default())
+    }
+
+    pub(crate) fn open_with(&self, cache: u64, writer: WriterOptions) -> LocalVolume {
+        let options = OpenOptions { writer: Some(writer), ..OpenOptions::default() };
+        LocalVolume::open(&self.path(), cache, &options).unwrap()
     }
 
     /// What e2fsprogs reads from a file of the root directory.

@@ -3,7 +3,8 @@
 //! Operations on names and attributes are atomic and keep their order: what is there is what was
 //! there between two operations. It is not older than what was made durable. Contents that were
 //! made durable are there, as far as they were not changed again; what else is in a file was once
-//! written there, or is zero.
+//! written there, or is zero. Where contents go through the journal, they too are as they were
+//! between two operations.
 
 use std::collections::BTreeMap;
 
@@ -23,6 +24,8 @@ pub struct History {
     /// Inodes whose contents after so many operations are there when the first number of operations
     /// is seen to have been done.
     ordered: Vec<(usize, usize, u32)>,
+    /// Contents keep the order of all else.
+    strict: bool,
 }
 
 /// What was found on a disk: by path.
@@ -48,6 +51,7 @@ impl History {
             oldest: vec![0],
             synced: Vec::new(),
             ordered: Vec::new(),
+            strict: false,
         };
         let mut truncated = None;
         for (number, op) in ops.iter().enumerate() {
@@ -95,6 +99,12 @@ impl History {
             history.states.push(model.tree());
         }
         history
+    }
+
+    /// The same where contents go through the journal: they change in the order of all else.
+    #[must_use]
+    pub fn strict(self) -> Self {
+        Self { strict: true, ..self }
     }
 
     fn was_synced(&self, ino: u32) -> bool {
@@ -157,6 +167,9 @@ impl History {
             let ordered = ordered.map(|at| at.1);
             let floor = synced.map(|at| at.0).chain(ordered).max();
             let contents = &found[path].bytes;
+            // One operation may be there in part.
+            let (floor, last) =
+                if self.strict { (Some(state), last.min(state + 1)) } else { (floor, last) };
             self.contents(expected.ino, contents, floor, last).map_err(|why| {
                 format!("{path}: {why} (contents are of step {floor:?} or later)")
             })?;

@@ -99,7 +99,8 @@ impl Ours {
             }
             Op::Rename { from, to, flags } => {
                 let flags = RenameFlags::from_bits_retain(*flags);
-                if flags.bits() == 3 {
+                let exchanges = flags.contains(RenameFlags::EXCHANGE);
+                if exchanges && flags != RenameFlags::EXCHANGE {
                     // Found before the paths are looked at.
                     return Err(Error::Invalid("flags".into()));
                 }

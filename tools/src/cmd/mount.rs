@@ -1,6 +1,8 @@
 //! `oslet mount`, also as `mount.cfs` and `mount.fuse.cfs`: one image, mounted here, without a
 //! cluster.
 
+mod options;
+
 use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
@@ -9,11 +11,10 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use cfs::engine::write::WriterOptions;
-use cfs::journal::JournalOptions;
+use cfs::engine::write::AccessTimes;
 use cfs::local::LocalVolume;
 use cfs::mount::mountpoint::{self, MountOptions, Mounted};
-use cfs::mount::{Choice, Config, Session, Sharing, VolumeFs};
+use cfs::mount::{Config, Session, Sharing, VolumeFs};
 use cfs::open::OpenOptions;
 use oslet::sys::process::{self, SignalFd, SignalSet};
 use rustix::event::{PollFd, PollFlags};
@@ -21,16 +22,13 @@ use rustix::io::Errno;
 use rustix::process::Signal;
 
 use crate::args::Global;
+use options::Settings;
 
 /// The argument by which the program knows that it serves a mount behind its parent's back.
 pub(crate) const SERVE: &str = "__mount";
 /// What the serving process says when the mount can be used.
 const READY: &str = "ready\n";
-/// Bytes of page cache where no option says how many.
-const DEFAULT_CACHE: u64 = 256 << 20;
 const FAILED: u8 = 2;
-/// Seconds that a change may wait for its commit at most.
-const MAX_COMMIT: u32 = 300;
 /// How long the server of a mount that has just ended may take to let its image go.
 const LET_GO_LIMIT: Duration = Duration::from_secs(1);
 /// How long threads may take to end behind the unmount.
@@ -50,6 +48,13 @@ const STOP_LIMIT: Duration = Duration::from_secs(5);
 Options for -o:
   ro             never write to the image: replay its journal in memory
   commit=SECONDS changes are durable after so many at the latest [default: 5]
+  data=MODE      contents of files: ordered (before what leads to them), journal (through the
+                 journal, in the order of all changes), writeback (as ordered) [default: ordered]
+  noatime, relatime, strictatime, nodiratime   when reading changes times [default: relatime]
+  sync, dirsync  changes are durable when they are answered: all; those of directories
+  discard        the storage is told of blocks that are freed; without it by fstrim(8)
+  errors=continue, errors=remount-ro   when metadata are corrupt: noted in the superblock, or then
+                 nothing is changed any more [default: as the superblock says]
   cache=SIZE     memory for cached pages [default: 256M]
   transport=dev  serve over /dev/fuse even where FUSE over io_uring is on
   allow_other    other users may use the mount [default for root]
@@ -69,23 +74,10 @@ pub(crate) struct MountArgs {
     pub(crate) dir: PathBuf,
 }
 
-/// Everything that the options say.
-#[derive(Clone, Debug)]
-struct Settings {
-    read_only: bool,
-    commit: Duration,
-    cache: u64,
-    choice: Choice,
-    allow_other: Option<bool>,
-    nosuid: Option<bool>,
-    nodev: Option<bool>,
-    noexec: bool,
-}
-
 /// `oslet mount`.
 pub(crate) fn run(args: MountArgs, _: &Global) -> Result<ExitCode> {
     // Judged here, so that a wrong option is an error before anything starts.
-    settings(&args.options)?;
+    Settings::parse(&args.options)?;
     if args.foreground {
         return serve(&args, |_| Ok(()));
     }
@@ -131,7 +123,7 @@ pub(crate) fn helper(words: impl Iterator<Item = OsString>) -> Result<ExitCode> 
         bail!("mount.cfs: needs a source and a directory: mount.cfs SOURCE DIR [-o OPTIONS]");
     };
     (args.source, args.dir) = (source.clone(), dir.clone());
-    settings(&args.options)?;
+    Settings::parse(&args.options)?;
     if fake {
         return Ok(ExitCode::SUCCESS);
     }
@@ -189,7 +181,7 @@ pub(crate) fn main(mut words: impl Iterator<Item = OsString>) -> Result<ExitCode
 }
 
 fn serve(args: &MountArgs, ready: impl FnOnce(&Session) -> Result<()>) -> Result<ExitCode> {
-    let settings = settings(&args.options)?;
+    let settings = Settings::parse(&args.options)?;
     let ending =
         SignalSet::of(&[Signal::TERM.as_raw(), Signal::INT.as_raw(), Signal::HUP.as_raw()]);
     // Before any thread starts, so that all of them have the signals blocked.
@@ -197,11 +189,8 @@ fn serve(args: &MountArgs, ready: impl FnOnce(&Session) -> Result<()>) -> Result
     let signals = SignalFd::new(&ending).context("signalfd")?;
     let dir = std::fs::canonicalize(&args.dir).with_context(|| args.dir.display().to_string())?;
     let holder = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let journal = JournalOptions {
-        commit_interval: settings.commit,
-        mount_point: Some(dir.display().to_string()),
-    };
-    let writer = WriterOptions { journal, ..WriterOptions::default() };
+    let mut writer = settings.writer.clone();
+    writer.journal.mount_point = Some(dir.display().to_string());
     let options = OpenOptions {
         read_only: settings.read_only,
         take_over: false,
@@ -211,6 +200,7 @@ fn serve(args: &MountArgs, ready: impl FnOnce(&Session) -> Result<()>) -> Result
     let volume = open(&args.source, settings.cache, &options)?;
     let mut mount_options = MountOptions::new(args.source.display().to_string());
     mount_options.noexec = settings.noexec;
+    mount_options.noatime = settings.times.access == AccessTimes::Never;
     let sharing = if volume.is_writable() { Sharing::Alone } else { Sharing::ReadOnly };
     mount_options.read_only = sharing == Sharing::ReadOnly;
     for (wanted, option) in [
@@ -223,7 +213,8 @@ fn serve(args: &MountArgs, ready: impl FnOnce(&Session) -> Result<()>) -> Result
         }
     }
     let (device, mounted) = mountpoint::open_and_mount(&dir, &mount_options)?;
-    let fs = VolumeFs::new(std::sync::Arc::clone(volume.client()), sharing);
+    let client = std::sync::Arc::clone(volume.client());
+    let fs = VolumeFs::with(client, sharing, settings.times);
     let config = Config { choice: settings.choice, ..Config::default() };
     let session = match Session::start(device, fs, config) {
         Ok(session) => session,
@@ -299,69 +290,6 @@ fn end(session: Session, mounted: Mounted, dir: &Path) -> Result<()> {
         }
     }
     Ok(session.stop(STOP_LIMIT)?)
-}
-
-/// As ext4 takes it: 0 is the default.
-fn commit_interval(seconds: &str) -> Result<Duration> {
-    match seconds.parse::<u32>() {
-        Ok(0) => Ok(JournalOptions::default().commit_interval),
-        Ok(seconds @ 1..=MAX_COMMIT) => Ok(Duration::from_secs(seconds.into())),
-        _ => bail!("-o commit={seconds}: seconds from 0 to {MAX_COMMIT} are needed"),
-    }
-}
-
-fn settings(options: &[String]) -> Result<Settings> {
-    let mut settings = Settings {
-        read_only: false,
-        commit: JournalOptions::default().commit_interval,
-        cache: DEFAULT_CACHE,
-        choice: Choice::Auto,
-        allow_other: None,
-        nosuid: None,
-        nodev: None,
-        noexec: false,
-    };
-    for option in options.iter().filter(|option| !option.is_empty()) {
-        let (name, value) = option.split_once('=').unwrap_or((option, ""));
-        match (name, value) {
-            ("ro", "") => settings.read_only = true,
-            ("commit", seconds) => settings.commit = commit_interval(seconds)?,
-            ("cache", size) => {
-                settings.cache = oslet::config::parse_size(size)
-                    .map_err(|why| anyhow::anyhow!("-o cache={size}: {why}"))?;
-            }
-            ("transport", "dev") => settings.choice = Choice::Device,
-            ("transport", "auto") => settings.choice = Choice::Auto,
-            ("allow_other", "") => settings.allow_other = Some(true),
-            ("suid" | "nosuid", "") => settings.nosuid = Some(name == "nosuid"),
-            ("dev" | "nodev", "") => settings.nodev = Some(name == "nodev"),
-            ("exec" | "noexec", "") => settings.noexec = name == "noexec",
-            // What mount(8) and fstab(5) pass along and what this mount is or needs not be told.
-            (
-                "rw"
-                | "defaults"
-                | "auto"
-                | "noauto"
-                | "user"
-                | "nouser"
-                | "users"
-                | "_netdev"
-                | "nofail"
-                | "noatime"
-                | "relatime"
-                | "nodiratime"
-                | "async"
-                | "default_permissions",
-                "",
-            ) => {}
-            (name, _) if name.starts_with("x-") || name == "comment" => {}
-            _ => bail!(
-                "-o {option}: unknown; known are ro, commit=SECONDS, cache=SIZE, \
-                 transport=dev|auto, allow_other, suid, nosuid, dev, nodev, exec, noexec"
-            ),
-        }
-    }
-    Ok(settings)
 }
 
 /// Whether the program was called as a helper of mount(8).

@@ -30,9 +30,8 @@ pub struct Live {
     pub(super) orphan: Orphan,
     /// Whether its number has been given back.
     pub gone: bool,
-    /// Whether contents went through the journal though it is a file: with `data=journal`, or as
-    /// the value of an attribute.
-    pub journaled: bool,
+    /// It never had a name, and may get one.
+    pub(super) linkable: bool,
     /// Where it lies.
     place: Place,
     /// Its bytes as they were stored last, and room for as many.
@@ -71,7 +70,6 @@ impl Live {
         }
         let next = stored.clone();
         let (disk_size, orphan) = (inode.size, Orphan::No);
-        let journaled = inode.flags.contains(InodeFlags::EA_INODE);
         Ok(Self {
             inode,
             disk_size,
@@ -80,7 +78,7 @@ impl Live {
             data_tid: tid,
             orphan,
             gone: false,
-            journaled,
+            linkable: false,
             place,
             stored,
             next,
@@ -91,7 +89,6 @@ impl Live {
     pub(super) fn fresh(writer: &Writer, inode: Inode, tid: Tid) -> Result<Self> {
         let place = Place::of(writer, inode.ino)?;
         let size = writer.volume.superblock().inode_size as usize;
-        let journaled = inode.flags.contains(InodeFlags::EA_INODE);
         Ok(Self {
             disk_size: inode.size,
             inode,
@@ -100,7 +97,7 @@ impl Live {
             data_tid: tid,
             orphan: Orphan::No,
             gone: false,
-            journaled,
+            linkable: false,
             place,
             stored: vec![0; size].into(),
             next: vec![0; size].into(),
@@ -122,11 +119,6 @@ impl Live {
         let place = self.place.offset..self.place.offset + self.stored.len();
         self.stored.copy_from_slice(&block.bytes[place]);
         Ok(())
-    }
-
-    /// Whether its contents go through the journal as metadata do.
-    pub(super) fn is_journaled(&self) -> bool {
-        self.journaled || self.inode.kind != Kind::Regular
     }
 
     /// Adds blocks to those that the inode is charged for, of data or of its map.

@@ -6,7 +6,7 @@ use std::sync::{Arc, LazyLock};
 
 use super::budget::Budget;
 use super::dir::{Place, Sought};
-use super::names::{Effects, Report, check_dir, check_name, is_dots, is_sync, may_add, touch};
+use super::names::{Effects, Report, check_dir, check_name, is_dots, may_add, touch};
 use super::xattr::Layout;
 use super::{Cell, Live, Writer, now};
 use crate::alloc::Claim;
@@ -15,7 +15,6 @@ use crate::disk::inode::{Inode, InodeFlags, Kind};
 use crate::disk::time::Timestamp;
 use crate::id::Ino;
 use crate::journal::Handle;
-use crate::limits::MAX_LINKS;
 use crate::{Caller, Error, Result};
 
 /// What is to be made.
@@ -37,11 +36,11 @@ const GROUP_EXECUTE: u16 = 0o010;
 /// Targets of this length and longer have a block of their own.
 const FAST_LINK: usize = 60;
 
-/// Blocks that making an inode changes beside its directory: those of its number and of its
-/// attributes, itself, and its first block with the map of that.
-const MAKE_CREDITS: u32 = 4 + 3 + Writer::STORE_CREDITS + 1 + 2 + 2 * 2;
-
 impl Writer {
+    /// Blocks that making an inode changes beside its directory: those of its number and of its
+    /// attributes, itself, and its first block with the map of that.
+    pub(super) const MAKE_CREDITS: u32 = 4 + 3 + Self::STORE_CREDITS + 1 + 2 + 2 * 2;
+
     /// Makes a file, a directory, a node, a socket or a symbolic link.
     ///
     /// # Errors
@@ -72,7 +71,8 @@ impl Writer {
         let apart = inherited.layout.as_ref().map_or(0, Layout::fresh);
         let mut budget = Budget::new(&self.space, caller, fresh + own + apart)?;
         let values = inherited.layout.as_ref().map_or(0, Layout::credits);
-        let mut handle = self.begin(self.enter_credits(&dir, fresh) + MAKE_CREDITS + values)?;
+        let mut handle =
+            self.begin(self.enter_credits(&dir, fresh) + Self::MAKE_CREDITS + values)?;
         let claims = budget.claim(self.dir_goal(&dir, fresh), fresh)?;
         let own = budget.claim(self.goal_below(&dir), own)?;
         let top = parent == Ino::ROOT || dir.inode.flags.contains(InodeFlags::TOPDIR);
@@ -94,7 +94,7 @@ impl Writer {
         }
         touch(&mut dir, now);
         self.store(&mut handle, &mut dir)?;
-        if is_sync(&dir) {
+        if self.is_dir_sync(&dir.inode) {
             handle.sync();
         }
         drop(handle);
@@ -108,7 +108,7 @@ impl Writer {
     }
 
     /// The place for a name in a directory that may get it.
-    fn seek_free(&self, dir: &Live, name: &[u8]) -> Result<Place> {
+    pub(super) fn seek_free(&self, dir: &Live, name: &[u8]) -> Result<Place> {
         check_dir(dir)?;
         if is_dots(name) {
             return Err(Error::Exists);
@@ -227,6 +227,55 @@ impl Writer {
     }
 }
 
+/// An inode without contents that is to be made.
+pub(super) struct Planned<'w> {
+    mode: u16,
+    asked: u16,
+    layout: Option<Layout<'w>>,
+}
+
+impl Planned<'_> {
+    /// Blocks that it needs.
+    pub(super) fn fresh(&self) -> u32 {
+        self.layout.as_ref().map_or(0, Layout::fresh)
+    }
+
+    /// Credits for making it.
+    pub(super) fn credits(&self) -> u32 {
+        Writer::MAKE_CREDITS + self.layout.as_ref().map_or(0, Layout::credits)
+    }
+}
+
+impl Writer {
+    /// What a file or node is to be that a directory passes on to.
+    pub(super) fn plan(&self, caller: &Caller, dir: &Live, new: &New<'_>) -> Result<Planned<'_>> {
+        let inherited = self.inherited(caller, dir, new.mode, new.umask)?;
+        Ok(Planned { mode: inherited.mode, asked: new.mode, layout: inherited.layout })
+    }
+
+    /// Makes it, with [`Planned::credits`]; no name leads to it yet. The plan outlives the handle.
+    pub(super) fn make_planned(
+        &self,
+        handle: &mut Handle<'_>,
+        budget: &mut Budget<'_>,
+        caller: &Caller,
+        dir: &Live,
+        plan: &mut Planned<'_>,
+    ) -> Result<Arc<Cell>> {
+        let (parent, new) = (dir.inode.ino, New { mode: plan.asked, ..New::default() });
+        let kind = Self::check_new(&new)?;
+        let ino = self.space.new_inode(handle, parent, false, false)?;
+        let inode = self.new_inode(ino, kind, &dir.inode, caller, &new, plan.mode, now());
+        let made = inode
+            .map_err(|error| handle.fail(error))
+            .and_then(|inode| self.adopt(handle, inode))?;
+        let parts = Parts { layout: plan.layout.as_mut(), target: &[], parent };
+        self.fill_new(handle, budget, &mut made.write(), parts, Vec::new())
+            .map_err(|error| handle.fail(error))?;
+        Ok(made)
+    }
+}
+
 /// What a new inode consists of beside its fields.
 struct Parts<'a, 'w> {
     layout: Option<&'a mut Layout<'w>>,
@@ -239,63 +288,4 @@ pub(super) fn generation() -> u32 {
     static KEYS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
     static COUNT: AtomicU64 = AtomicU64::new(0);
     KEYS.hash_one(COUNT.fetch_add(1, Ordering::Relaxed)) as u32
-}
-
-impl Writer {
-    /// Gives an inode a further name.
-    ///
-    /// # Errors
-    /// `EPERM` for a directory, and for an inode or a directory that is immutable; `EMLINK`;
-    /// `ENOENT` for an inode that has no name any more; and as [`Self::make`].
-    pub fn link(
-        &self,
-        caller: &Caller,
-        ino: Ino,
-        parent: Ino,
-        name: &[u8],
-        report: Report<'_>,
-    ) -> Result<Arc<Cell>> {
-        check_name(name)?;
-        let parent_cell = self.live(parent)?;
-        let mut dir = parent_cell.write();
-        let place = self.seek_free(&dir, name)?;
-        // A directory may be the very one that is locked; its kind never changes.
-        let cell = if ino == parent { return Err(Error::NotPermitted) } else { self.live(ino)? };
-        let mut live = cell.write();
-        let fixed = live.inode.flags.intersects(InodeFlags::IMMUTABLE | InodeFlags::APPEND);
-        if fixed || live.inode.kind == Kind::Directory {
-            return Err(Error::NotPermitted);
-        }
-        if live.inode.links == 0 {
-            return Err(Error::NotFound);
-        }
-        if live.inode.links >= MAX_LINKS {
-            return Err(Error::TooManyLinks);
-        }
-        let fresh = self.fresh_blocks(&dir.inode, &place)?;
-        let mut budget = Budget::new(&self.space, caller, fresh)?;
-        let credits = self.enter_credits(&dir, fresh) + Self::STORE_CREDITS;
-        let mut handle = self.begin(credits)?;
-        let claims = budget.claim(self.dir_goal(&dir, fresh), fresh)?;
-        let file_type = self.dir_format().file_type(live.inode.kind);
-        let entry = NewEntry { ino: ino.0, name, file_type };
-        self.enter(&mut handle, &mut budget, &mut dir, place, &entry, claims)?;
-        let now = now();
-        touch(&mut dir, now);
-        live.inode.ctime = now;
-        live.inode.links += 1;
-        self.store(&mut handle, &mut live)?;
-        self.store(&mut handle, &mut dir)?;
-        if is_sync(&dir) {
-            handle.sync();
-        }
-        drop(handle);
-        report(&Effects {
-            inodes: &[(&parent_cell, &dir), (&cell, &live)],
-            appeared: &[(parent, name, ino)],
-            vanished: &[],
-        });
-        drop(live);
-        Ok(cell)
-    }
 }

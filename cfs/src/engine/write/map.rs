@@ -228,7 +228,7 @@ impl Writer {
         live: &mut Live,
         freed: Freed,
     ) -> Result<()> {
-        if live.is_journaled() {
+        if self.volume.is_journaled(&live.inode) {
             for block in freed.start.0..freed.start.0 + freed.len {
                 handle.forget(Block(block));
             }
@@ -239,7 +239,7 @@ impl Writer {
     /// Has the handle give back contents: credits for a step, and how many blocks that can have.
     pub(super) fn step_back(&self, handle: &mut Handle<'_>, live: &mut Live) -> Result<u64> {
         let credits = Self::EDIT_CREDITS + 2 * GROUPS_AT_ONCE;
-        if live.is_journaled() {
+        if self.volume.is_journaled(&live.inode) {
             self.step(handle, live, credits + FORGOTTEN_AT_ONCE as u32)?;
             Ok(FORGOTTEN_AT_ONCE)
         } else {

@@ -73,11 +73,6 @@ pub(super) fn touch(dir: &mut Live, now: Timestamp) {
     (dir.inode.mtime, dir.inode.ctime) = (now, now);
 }
 
-/// Whether changes of the directory are to be durable when they are answered.
-pub(super) fn is_sync(dir: &Live) -> bool {
-    dir.inode.flags.intersects(InodeFlags::SYNC | InodeFlags::DIRSYNC)
-}
-
 impl Writer {
     /// Refuses a directory that can have no further directories in it.
     pub(super) fn check_dir_links(&self, dir: &Live) -> Result<()> {

@@ -1,7 +1,7 @@
 //! Names that go: unlink and rmdir.
 
 use super::dir::{Sought, Spot};
-use super::names::{Effects, Report, check_dir, check_name, is_dots, is_sync, may_remove, touch};
+use super::names::{Effects, Report, check_dir, check_name, is_dots, may_remove, touch};
 use super::{Live, Writer, now};
 use crate::disk::inode::Kind;
 use crate::id::Ino;
@@ -63,7 +63,7 @@ impl Writer {
         self.store(&mut handle, &mut dir)?;
         victim.inode.ctime = now;
         self.drop_link(&mut handle, &mut victim)?;
-        if is_sync(&dir) {
+        if self.is_dir_sync(&dir.inode) {
             handle.sync();
         }
         drop(handle);

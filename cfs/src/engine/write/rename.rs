@@ -7,9 +7,8 @@ use parking_lot::RwLockWriteGuard;
 
 use super::budget::Budget;
 use super::dir::{Place, Sought, Spot};
-use super::names::{
-    Effects, Report, check_dir, check_name, is_dots, is_sync, may_add, may_remove, touch,
-};
+use super::make::Planned;
+use super::names::{Effects, Report, check_dir, check_name, is_dots, may_add, may_remove, touch};
 use super::{Cell, Live, Writer, now};
 use crate::disk::dirent::edit::NewEntry;
 use crate::disk::inode::Kind;
@@ -26,6 +25,8 @@ bitflags! {
         const NOREPLACE = 1;
         /// Both names exist and change places.
         const EXCHANGE = 2;
+        /// A whiteout takes the old name: a character device with the number 0:0.
+        const WHITEOUT = 4;
         const _ = !0;
     }
 }
@@ -101,8 +102,10 @@ impl Writer {
         flags: RenameFlags,
         report: Report<'_>,
     ) -> Result<()> {
-        let known = RenameFlags::NOREPLACE | RenameFlags::EXCHANGE;
-        if !known.contains(flags) || flags == known {
+        let placing = RenameFlags::NOREPLACE | RenameFlags::WHITEOUT;
+        let exchanges = flags.contains(RenameFlags::EXCHANGE);
+        let known = placing | RenameFlags::EXCHANGE;
+        if !known.contains(flags) || (exchanges && flags.intersects(placing)) {
             return Err(Error::Invalid(format!("rename with flags {:#x}", flags.bits())));
         }
         if is_dots(old.name) || is_dots(new.name) {
@@ -149,13 +152,14 @@ impl Writer {
             parents: [None; 2],
         };
         self.check_move(&mut moving, exchange)?;
-        if exchange {
+        let whiteout = if exchange {
             self.exchange(&mut moving)?;
+            None
         } else {
-            self.replace(caller, &mut moving)?;
-        }
+            self.replace(caller, &mut moving, flags.contains(RenameFlags::WHITEOUT))?
+        };
         let cells = [&from_cell, &to_cell, &source_cell];
-        moving.report(cells, target_cell.as_ref(), exchange, report);
+        moving.report(cells, target_cell.as_ref(), exchange, whiteout.as_ref(), report);
         let unnamed = moving.target.as_ref().is_some_and(|(_, live)| live.inode.links == 0);
         drop(moving);
         match target_cell {
@@ -239,18 +243,31 @@ impl Writer {
         Ok(())
     }
 
-    /// The new name leads to the source, and the old one is gone.
-    fn replace(&self, caller: &Caller, moving: &mut Move<'_>) -> Result<()> {
+    /// The new name leads to the source, and the old one is gone or leads to a whiteout, which is
+    /// returned.
+    fn replace(
+        &self,
+        caller: &Caller,
+        moving: &mut Move<'_>,
+        whiteout: bool,
+    ) -> Result<Option<Arc<Cell>>> {
         let Move { dirs, old, new, spot, source, target, place, parents } = moving;
         let (ino, kind) = (source.inode.ino, source.inode.kind);
         let fresh = match place {
             Some(place) => self.fresh_blocks(&dirs.to_ref().inode, place)?,
             None => 0,
         };
-        let mut budget = Budget::new(&self.space, caller, fresh)?;
-        let credits = self.enter_credits(dirs.to_ref(), fresh) + REPLACE_CREDITS;
+        let mut plan = whiteout.then(|| self.plan_whiteout(caller, &dirs.from)).transpose()?;
+        let apart = plan.as_ref().map_or(0, Planned::fresh);
+        let mut budget = Budget::new(&self.space, caller, fresh + apart)?;
+        let make = plan.as_ref().map_or(0, Planned::credits);
+        let credits = self.enter_credits(dirs.to_ref(), fresh) + REPLACE_CREDITS + make;
         let handle = &mut self.begin(credits)?;
         let claims = budget.claim(self.dir_goal(dirs.to_ref(), fresh), fresh)?;
+        let made = plan
+            .as_mut()
+            .map(|plan| self.make_planned(handle, &mut budget, caller, &dirs.from, plan));
+        let stays = made.transpose()?;
         let entered = place.take();
         let moved = entered.is_some() && dirs.to.is_none();
         match (entered, &*target) {
@@ -268,7 +285,12 @@ impl Writer {
             // The new entry may have moved the old one, or lie before it.
             *spot = self.seek_there(&dirs.from, old.name).map_err(|error| handle.fail(error))?;
         }
-        self.take_out(handle, &dirs.from.inode, spot)?;
+        match &stays {
+            Some(made) => {
+                self.redirect(handle, &dirs.from.inode, spot, made.ino(), Kind::CharDevice)?;
+            }
+            None => self.take_out(handle, &dirs.from.inode, spot)?,
+        }
         if let Some(parent) = parents[0] {
             self.redirect(handle, &source.inode, &parent, new.dir, Kind::Directory)?;
         }
@@ -288,7 +310,7 @@ impl Writer {
             target.inode.ctime = now;
             self.drop_link(handle, target)?;
         }
-        Ok(())
+        Ok(stays)
     }
 
     /// Both names lead to what the other one led to.
@@ -332,7 +354,7 @@ impl Writer {
         for dir in std::iter::once(&mut dirs.from).chain(&mut dirs.to) {
             touch(dir, now);
             self.store(handle, dir)?;
-            sync |= is_sync(dir);
+            sync |= self.is_dir_sync(&dir.inode);
         }
         if sync {
             handle.sync();
@@ -400,9 +422,11 @@ impl Move<'_> {
         [from, to, source]: [&Arc<Cell>; 3],
         target: Option<&Arc<Cell>>,
         exchange: bool,
+        whiteout: Option<&Arc<Cell>>,
         report: Report<'_>,
     ) {
-        let mut inodes: [(&Arc<Cell>, &Live); 4] = [(from, &self.dirs.from); 4];
+        let stays = whiteout.map(|cell| (cell, cell.read()));
+        let mut inodes: [(&Arc<Cell>, &Live); 5] = [(from, &self.dirs.from); 5];
         inodes[1] = (source, &self.source);
         let mut count = 2;
         if let Some(dir) = &self.dirs.to {
@@ -414,6 +438,11 @@ impl Move<'_> {
             inodes[count] = (cell, live);
             count += 1;
             back = Some(spot.ino).filter(|_| exchange);
+        }
+        if let Some((cell, live)) = &stays {
+            inodes[count] = (cell, live);
+            count += 1;
+            back = Some(cell.ino());
         }
         let there = (self.new.dir, self.new.name, self.source.inode.ino);
         let here = (self.old.dir, self.old.name);

@@ -101,7 +101,7 @@ impl Writer {
         change(live);
         let mut handle = self.begin(Self::STORE_CREDITS)?;
         self.store(&mut handle, live)?;
-        if live.inode.flags.contains(InodeFlags::SYNC) {
+        if self.is_sync(&live.inode) {
             handle.sync();
         }
         Ok(())
@@ -147,7 +147,7 @@ impl Writer {
         live.inode.ctime = now();
         let mut handle = self.begin(Self::STORE_CREDITS)?;
         self.store(&mut handle, &mut live)?;
-        if (old | new).contains(InodeFlags::SYNC) {
+        if self.is_sync(&live.inode) || old.contains(InodeFlags::SYNC) {
             handle.sync();
         }
         drop(handle);

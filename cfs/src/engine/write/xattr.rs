@@ -332,7 +332,7 @@ impl Writer {
         live.inode.ctime = now();
         also(live);
         self.store(&mut handle, live)?;
-        if live.inode.flags.contains(InodeFlags::SYNC) {
+        if self.is_sync(&live.inode) {
             handle.sync();
         }
         Ok(())

@@ -135,4 +135,6 @@ pub struct ReadRange {
     /// At most so many bytes; fewer only at the end of the file. Bounded by the mount's largest
     /// read.
     pub size: u32,
+    /// The time of being read stays (O_NOATIME).
+    pub no_atime: bool,
 }

@@ -4,7 +4,7 @@ use zerocopy::IntoBytes;
 
 use super::{Piece, Reply, entry_out};
 use crate::mount::abi;
-use crate::mount::ops::{Entry, Handle};
+use crate::mount::ops::{Entry, Handle, TrimRange};
 use crate::mount::reply::OpenCache;
 
 /// Kind of an answer: a new entry, open.
@@ -46,10 +46,10 @@ impl Reply<Controlled> {
 }
 
 impl Reply<Trimmed> {
-    /// So many bytes were discarded; of the question this is all that changes.
-    pub fn trimmed(self, len: u64) {
-        let (head, range) =
-            (abi::IoctlOut::default(), abi::TrimRange { len, ..Default::default() });
+    /// So many bytes were discarded of that range; of the question this is all that changes.
+    pub fn trimmed(self, asked: &TrimRange, len: u64) {
+        let range = abi::TrimRange { start: asked.start, len, minlen: asked.min_len };
+        let head = abi::IoctlOut::default();
         self.pieces(&[Piece::Bytes(head.as_bytes()), Piece::Bytes(range.as_bytes())]);
     }
 }

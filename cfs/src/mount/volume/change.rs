@@ -10,7 +10,7 @@ use crate::change::{self, Caller, NewInode, SetAttr, WriteOptions};
 use crate::disk::inode::{InodeFlags, Kind};
 use crate::mount::{
     Attributes, Changes, Created, Done, Handle, Lookup, NewNode, NodeId, OpenCache, Opened,
-    Opening, Reply, Request, SetTime, WriteRange, Written, XattrFlags,
+    Opening, Reply, Request, SetTime, TrimRange, Trimmed, WriteRange, Written, XattrFlags,
 };
 use crate::{Error, Result};
 
@@ -37,16 +37,20 @@ impl VolumeFs {
         if let Some(record) = self.shown.client.cached_record(ino)
             && !how.flags.contains(OFlags::TRUNC)
         {
-            return answer_open(&self.shown, may_open(&record, how), reply);
+            let opened =
+                may_open(&record, how).map(|handle| (handle, self.shown.reads(&record, how)));
+            return answer_open(&self.shown, opened, reply);
         }
         let ask = move |shown: &Shown| {
-            let handle = may_open(&shown.client.record(ino)?, how)?;
+            let record = shown.client.record(ino)?;
+            let handle = may_open(&record, how)?;
             if how.flags.contains(OFlags::TRUNC) {
                 let kill_privileges = how.kill_privileges;
                 let empty = SetAttr { size: Some(0), kill_privileges, ..SetAttr::default() };
                 shown.client.set_attr(ino, empty, by)?;
+                return Ok((handle, false));
             }
-            Ok(handle)
+            Ok((handle, shown.reads(&record, how)))
         };
         self.wait(request, reply, ask, answer_open);
     }
@@ -109,6 +113,40 @@ impl VolumeFs {
                 Ok(entry) => reply.created(&entry, WRITES, shown.open_cache()),
                 Err(error) => reply.error(errno(&error)),
             }
+        });
+    }
+
+    pub(super) fn create_nameless(
+        &self,
+        request: &Request,
+        parent: NodeId,
+        new: &NewNode,
+        reply: Reply<Created>,
+    ) {
+        let (dir, by) = (ino(parent), caller(request));
+        let inode = NewInode {
+            mode: new_inode(new).mode & 0o7777 | FileType::RegularFile.as_raw_mode() as u16,
+            ..new_inode(new)
+        };
+        let ask = move |shown: &Shown| shown.client.make_nameless(dir, inode, by);
+        self.wait(request, reply, ask, |shown, made: Result<InodeRecord>, reply| match made {
+            Ok(record) => {
+                shown.known.adopt(record.attr.ino);
+                reply.created(&shown.plain_entry(&record), WRITES, shown.open_cache());
+            }
+            Err(error) => reply.error(errno(&error)),
+        });
+    }
+
+    pub(super) fn trim_range(&self, request: &Request, range: &TrimRange, reply: Reply<Trimmed>) {
+        if !caller(request).privileged {
+            return reply.error(Errno::PERM);
+        }
+        let range = *range;
+        let ask = move |shown: &Shown| shown.client.trim(range.start, range.len, range.min_len);
+        self.wait(request, reply, ask, move |_, trimmed, reply| match trimmed {
+            Ok(len) => reply.trimmed(&range, len),
+            Err(error) => reply.error(errno(&error)),
         });
     }
 
@@ -178,6 +216,12 @@ impl VolumeFs {
 }
 
 impl Shown {
+    /// Whether what is read of a file that is opened so is to be asked for.
+    fn reads(&self, record: &InodeRecord, how: Opening) -> bool {
+        let writes = how.flags.intersection(OFlags::ACCMODE) == OFlags::WRONLY;
+        !writes && !how.flags.contains(OFlags::NOATIME) && self.reads_again(record)
+    }
+
     /// What the kernel keeps of a file from one opening to the next.
     fn open_cache(&self) -> OpenCache {
         match self.sharing {
@@ -202,9 +246,10 @@ fn may_open(record: &InodeRecord, how: Opening) -> Result<Handle> {
     Ok(if writes { WRITES } else { READS })
 }
 
-fn answer_open(shown: &Shown, handle: Result<Handle>, reply: Reply<Opened>) {
-    match handle {
-        Ok(handle) => reply.opened(handle, shown.open_cache()),
+fn answer_open(shown: &Shown, opened: Result<(Handle, bool)>, reply: Reply<Opened>) {
+    match opened {
+        Ok((handle, true)) => reply.opened(handle, OpenCache::empty()),
+        Ok((handle, false)) => reply.opened(handle, shown.open_cache()),
         Err(error) => reply.error(errno(&error)),
     }
 }

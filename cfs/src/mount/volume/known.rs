@@ -43,6 +43,14 @@ impl Known {
         Ok(())
     }
 
+    /// The kernel gets to know an inode that is new and held already.
+    pub(super) fn adopt(&self, ino: Ino) {
+        let mut inodes = self.inodes.lock();
+        let inode = inodes.entry(ino).or_default();
+        inode.lookups += 1;
+        inode.held = true;
+    }
+
     /// Holds an inode, unless it is held already: it stays until the kernel has forgotten it.
     pub(super) fn hold(&self, client: &Client, ino: Ino) -> Result<()> {
         if self.is_held(ino) {

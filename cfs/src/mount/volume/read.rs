@@ -4,12 +4,61 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
+use super::VolumeFs;
+use super::shown::{errno, ino};
 use crate::client::{Client, File, Page};
 use crate::id::Ino;
-use crate::mount::{Data, Piece, ReadRange, Reply};
+use crate::mount::{Data, NodeId, Piece, ReadRange, Reply, Request};
 use crate::{Error, Result};
 
 const PAGE: u64 = oslet::limits::FRAME_SIZE as u64;
+
+impl VolumeFs {
+    pub(super) fn read_file(
+        &self,
+        request: &Request,
+        node: NodeId,
+        range: ReadRange,
+        reply: Reply<Data>,
+    ) {
+        let ino = ino(node);
+        let file = self.shown.client.file(ino);
+        let record = self.shown.client.cached_record(ino);
+        let due = !range.no_atime
+            && record.as_ref().is_some_and(|record| self.shown.is_access_due(record));
+        let cached = record.filter(|_| !due).and_then(|record| {
+            let get = |page, _| Ok(file.cached_ref(page));
+            pages(range, record.attr.size, get).ok().flatten()
+        });
+        if let Some(pages) = cached {
+            return answer_pages(&pages, reply);
+        }
+        let shown = Arc::clone(&self.shown);
+        let read = move |take: &mut dyn FnMut() -> Option<Reply<Data>>| {
+            if !range.no_atime {
+                shown.accessed(ino);
+            }
+            let client = &shown.client;
+            let file = client.file(ino);
+            let found = read_pages(client, &file, ino, range);
+            match (found, take()) {
+                (Ok(pages), Some(reply)) => answer_pages(&pages, reply),
+                (Err(error), Some(reply)) => reply.error(errno(&error)),
+                (_, None) => {}
+            }
+        };
+        match self.waits.get() {
+            Some(waits) => waits.run(request, reply, move |held| {
+                let mut held = Some(held);
+                read(&mut || held.take()?.take());
+            }),
+            None => {
+                let mut reply = Some(reply);
+                read(&mut || reply.take());
+            }
+        }
+    }
+}
 
 /// Pages with the part of each that was asked for: first byte and bytes.
 pub(super) type Parts<'f> = Vec<(Page<'f>, usize, usize)>;

@@ -165,7 +165,7 @@ fn what_a_directory_was_does_not_come_back_over_contents() {
             writer.store(&mut handle, &mut live).unwrap();
         }
         live.inode.kind = crate::disk::inode::Kind::Regular;
-        live.journaled = true;
+        live.inode.flags |= crate::disk::inode::InodeFlags::JOURNAL_DATA;
         drop(live);
         writer.journal.flush_all().unwrap();
         writer.settle(&cell).unwrap();

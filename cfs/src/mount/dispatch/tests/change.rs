@@ -132,7 +132,7 @@ impl Filesystem for Notes {
     }
     fn trim(&self, _: &Request, range: &TrimRange, reply: Reply<Trimmed>) {
         self.note(range);
-        reply.trimmed(4096);
+        reply.trimmed(range, 4096);
     }
 }
 
