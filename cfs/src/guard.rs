@@ -38,7 +38,15 @@ pub struct Claim {
 /// Claims the image or block device at `path`, which must hold an ext2, ext3 or ext4 filesystem
 /// that is all there. [`Error::Busy`] names who uses it.
 pub fn claim(path: &Path, writable: bool) -> Result<Claim> {
-    let claim = lock(path, writable)?;
+    checked(path, lock(path, writable, writable)?)
+}
+
+/// The same to read alone, with nobody beside: as one claims what it proves the end of its I/O by.
+pub fn claim_to_read_alone(path: &Path) -> Result<Claim> {
+    checked(path, lock(path, false, true)?)
+}
+
+fn checked(path: &Path, claim: Claim) -> Result<Claim> {
     if claim.size == 0 {
         return Err(Error::NotExt(format!("{}: is empty", path.display())));
     }
@@ -56,7 +64,7 @@ pub fn claim(path: &Path, writable: bool) -> Result<Claim> {
 }
 
 /// Opens and locks, whatever the contents.
-fn lock(path: &Path, writable: bool) -> Result<Claim> {
+fn lock(path: &Path, writable: bool, alone: bool) -> Result<Claim> {
     let shown = path.display();
     let found = std::fs::metadata(path).map_err(Error::io(format!("{shown}: open")))?;
     let kind = found.file_type();
@@ -88,7 +96,7 @@ fn lock(path: &Path, writable: bool) -> Result<Claim> {
     };
     // Of the file that was opened, which need not be the one that was looked at.
     let meta = file.metadata().map_err(Error::io(format!("{shown}: stat")))?;
-    let operation = if writable {
+    let operation = if alone {
         FlockOperation::NonBlockingLockExclusive
     } else {
         FlockOperation::NonBlockingLockShared

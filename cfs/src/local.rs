@@ -41,7 +41,7 @@ impl LocalVolume {
         let mut image = Image::open(path, &engine, &arena, options)?;
         let (owner, read_only) = image.serve(&arena, 0, frames)?;
         let mut warnings = engine.warnings().to_vec();
-        warnings.extend(read_only);
+        warnings.extend(read_only.map(|why| format!("{}: read-only, for {why}", path.display())));
         Ok(Self { image: Some(image), _engine: Some(engine), warnings, ..Self::of(&arena, owner)? })
     }
 

@@ -27,6 +27,8 @@ use staging::Staging;
 pub struct OpenOptions {
     /// Never write to it: a journal that needs recovery is replayed in memory.
     pub read_only: bool,
+    /// Nobody else may read it either: the lock is to prove to a successor that all I/O has ended.
+    pub alone: bool,
     /// The volume's last holder is known to be gone and its I/O ended: do not wait for signs of it.
     pub take_over: bool,
     /// Who holds the volume, for others to read.
@@ -59,7 +61,11 @@ impl Image {
         options: &OpenOptions,
     ) -> Result<Self> {
         let named = |error: Error| error.about(path);
-        let claim = guard::claim(path, !options.read_only).map_err(|error| match error {
+        let claim = match options.read_only && options.alone {
+            true => guard::claim_to_read_alone(path),
+            false => guard::claim(path, !options.read_only),
+        };
+        let claim = claim.map_err(|error| match error {
             Error::Refused { .. } => named(error),
             other => other,
         })?;
@@ -92,8 +98,8 @@ impl Image {
         Ok(Self { device, volume: Some(volume), report, held, read_only, writer, claim })
     }
 
-    /// Serves the volume, once: it is written if it was opened for that, unless its features only
-    /// allow reading, which is said then.
+    /// Serves the volume, once: it is written if it was opened for that, unless something about it
+    /// only allows reading, which is said then.
     pub fn serve(
         &mut self,
         arena: &Arc<Arena>,
@@ -108,8 +114,8 @@ impl Image {
         match Writer::open(Arc::clone(&volume), options) {
             Ok(writer) => Ok((Owner::writable(arena, object, writer, frames)?, None)),
             Err(Error::Refused { feature, .. }) => {
-                let why = format!("{}: read-only, for its {feature}", self.path().display());
-                Ok((Owner::readable(arena, object, volume, frames)?, Some(why)))
+                let owner = Owner::readable(arena, object, volume, frames)?;
+                Ok((owner, Some(format!("its {feature}"))))
             }
             Err(error) => Err(error.about(self.path())),
         }

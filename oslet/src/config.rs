@@ -33,6 +33,7 @@
 //! name = "root"
 //! device = "hda"
 //! mount = "/global"
+//! read_only = false              # never write to it
 //! ```
 
 mod reader;
@@ -187,6 +188,8 @@ pub struct VolumeConfig {
     pub device: String,
     /// Where it is mounted inside every OSlet: an absolute path, normalised.
     pub mount: String,
+    /// Whether it is never written.
+    pub read_only: bool,
 }
 
 /// What the command line says over the file.
@@ -198,6 +201,8 @@ pub struct Overrides {
     pub image: Option<PathBuf>,
     /// The cluster's name.
     pub name: Option<String>,
+    /// Volumes are never written, whatever the file says.
+    pub read_only: bool,
 }
 
 /// What is wrong with a configuration: all of it, by line.

@@ -72,8 +72,17 @@ pub enum Report {
     Stopping,
 }
 
-/// A runtime that does not end when it was asked to is killed after this.
+/// A runtime that does not end when it was asked to is killed after this, and the time that what it
+/// has to write takes.
 const STOP_LIMIT: Duration = Duration::from_secs(30);
+/// The slowest disk for which that is enough, in bytes a second.
+const SLOW_DISK: u64 = 16 << 20;
+
+/// How long runtimes with segments of so many bytes may take to leave: half of a cache at most waits
+/// for its disk.
+fn stop_limit(segment: u64) -> Duration {
+    STOP_LIMIT + Duration::from_secs(segment / 2 / SLOW_DISK)
+}
 
 /// A cluster that this process launches.
 #[derive(Debug)]
@@ -108,7 +117,8 @@ impl Cluster {
         })?;
         let own = ProcessId::own().map_err(Error::io("own process"))?;
         let path = directory.join(stop::LAUNCHER);
-        let text = serde_json::to_vec(&own)
+        let limit = stop_limit(spec.runtime.segment).as_millis() as u64;
+        let text = serde_json::to_vec(&stop::Launcher { process: own, stop_limit_ms: limit })
             .map_err(|error| Error::Invalid(format!("{}: {error}", path.display())))?;
         fs::write(&path, text).map_err(Error::file(&path, "write"))?;
         let signals = SignalSet::of(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP]);
@@ -149,7 +159,8 @@ impl Cluster {
                     Some(_) => self.children.iter_mut().for_each(Child::kill),
                 }
             }
-            if self.stopping.is_some_and(|since| since.elapsed() > STOP_LIMIT) {
+            let limit = stop_limit(self.spec.runtime.segment);
+            if self.stopping.is_some_and(|since| since.elapsed() > limit) {
                 self.children.iter_mut().for_each(Child::kill);
             }
             for oslet in 0..self.children.len() {
@@ -315,4 +326,16 @@ pub fn accept_start(standard_input: impl AsFd) -> Result<Start> {
 /// The bytes of one runtime's segment that a backing is asked for; whole pages of it.
 pub fn whole_pages(bytes: u64, backing: &Backing) -> u64 {
     bytes / backing.page_size() as u64 * backing.page_size() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_much_to_write_gets_the_time_for_it() {
+        assert_eq!(stop_limit(64 << 20), STOP_LIMIT + Duration::from_secs(2));
+        let seconds = stop_limit(256 << 30).as_secs();
+        assert!(seconds * SLOW_DISK >= 128 << 30, "{seconds} s");
+    }
 }

@@ -101,6 +101,8 @@ pub struct VolumePlan {
     pub device: String,
     /// Where it is mounted inside every OSlet.
     pub mount: String,
+    /// Whether it is never written.
+    pub read_only: bool,
 }
 
 impl OsletPlan {
@@ -318,6 +320,7 @@ fn volumes(config: &Config) -> Vec<VolumePlan> {
         name: volume.name.value.clone(),
         device: volume.device.clone(),
         mount: volume.mount.clone(),
+        read_only: volume.read_only,
     };
     config.volumes.iter().map(plan).collect()
 }

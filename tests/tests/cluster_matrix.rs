@@ -67,7 +67,7 @@ fn one(case: &Case, sources: &mut Sources) -> Result<usize> {
     let volume = VolumeInfo { id: 0, ..host.volume()? };
     mount.unmount()?;
     cluster.configure(OSLETS, "disk.img")?;
-    cluster.ok(&["up", "-d"])?;
+    cluster.ok(&["up", "-d", "--read-only"])?;
     let connections = cluster.connections(OSLETS)?;
     let text = expected.text();
     std::thread::scope(|scope| {

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -58,10 +59,11 @@ fn image(cluster: &Cluster, by_kernel: bool) -> Result<PathBuf> {
     Ok(path)
 }
 
-fn up(cluster: &Cluster, uring: bool) -> Result<()> {
+fn up(cluster: &Cluster, uring: bool, more: &[&str]) -> Result<()> {
     let _switch = Switch::set(uring)?;
     let oslets = OSLETS.to_string();
-    let said = cluster.ok(&["up", "-d", "--oslets", &oslets, "--image", "disk.img"])?;
+    let how = ["up", "-d", "--oslets", &oslets, "--image", "disk.img"];
+    let said = cluster.ok(&[&how[..], more].concat())?;
     let served = if uring { "over io_uring" } else { "over /dev/fuse" };
     ensure!(said.matches(served).count() == OSLETS, "{said}");
     Ok(())
@@ -114,7 +116,7 @@ fn every_oslet(by_kernel: bool) -> Result<()> {
     let expected = kernel_view(&image, &cluster.path("kernel"))?;
     ensure!(expected.entries.len() > 2000, "{} objects only", expected.entries.len());
     for &uring in transports() {
-        up(&cluster, uring)?;
+        up(&cluster, uring, &["--read-only"])?;
         // The second time from what is cached.
         read_everywhere(&cluster, &expected)?;
         read_everywhere(&cluster, &expected)?;
@@ -169,6 +171,9 @@ fn an_unclean_image_is_recovered_and_read_by_all() -> Result<()> {
     let (live, image) = (cluster.path("live.img"), cluster.path("disk.img"));
     kernel::mke2fs(&live, 64, &["-t", "ext4"])?;
     let mount = LoopMount::new(&live, &cluster.path("live"), "commit=1")?;
+    let gtmp = mount.dir().join(".gtmp");
+    fs::create_dir(&gtmp)?;
+    fs::set_permissions(&gtmp, fs::Permissions::from_mode(0o1777))?;
     let storm = Storm::start(mount.dir(), 2, 7)?;
     std::thread::sleep(Duration::from_millis(1500));
     mount.snapshot(&live, &image).or_else(|_| {
@@ -185,7 +190,7 @@ fn an_unclean_image_is_recovered_and_read_by_all() -> Result<()> {
     fs::copy(&image, &copy)?;
     LoopMount::new(&copy, &cluster.path("kernel"), "")?.unmount()?;
     let expected = kernel_view(&copy, &cluster.path("kernel"))?;
-    up(&cluster, false)?;
+    up(&cluster, false, &[])?;
     read_everywhere(&cluster, &expected)?;
     down(&cluster, &image)?;
     println!("ran: 1 unclean image, {} objects", expected.entries.len());

@@ -167,13 +167,14 @@ fn with_dev_fuse_all_see_the_image() -> Result<()> {
     let text = user.ok("set -e; oslet up -d
         oslet run o0 -- cat /global/README > 0; oslet run o1 -- cat /global/README > 1; cmp 0 1
         oslet run o1 -- cat /gtmp/README /global/docs/where-am-i
+        oslet run o1 -- sh -c 'echo new > /global/new; echo all > /gtmp/all'
+        oslet run o0 -- cat /global/new /gtmp/all
+        oslet down; oslet up -d --read-only
         oslet run o1 -- touch /global/new 2>&1 || echo touch: status $?
-        grep -c . 0
+        oslet run o0 -- cat /gtmp/all
         oslet down")?;
-    has(
-        &text,
-        &["/global is served over", "Temporary files of all", "Read-only file system", "stopped"],
-    )?;
+    has(&text, &["/global is served over", "Temporary files of all", "new\nall\n", "stopped"])?;
+    has(&text, &["Read-only file system", "touch: status 1", "read-only: the configuration"])?;
     if Command::new("fusermount3").arg("-V").output().is_ok() {
         let text = user
             .ok("set -e; mkdir m; oslet mount oslet.img m; cat m/README; fusermount3 -u m; ls m")?;

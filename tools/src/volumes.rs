@@ -1,15 +1,16 @@
 //! The filesystem as a service of a runtime: it serves the volumes that its OSlet owns, and mounts
 //! the root volume inside.
 
+mod global;
+mod open;
+
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use cfs::client::{Client, Connect};
-use cfs::mount::{Config, Session, Sharing, VolumeFs};
-use cfs::open::{Image, OpenOptions};
+use cfs::mount::Sharing;
 use cfs::owner::Owner;
 use cfs::service::Volumes;
 use oslet::arena::Arena;
@@ -24,10 +25,10 @@ use oslet::wire::Detail;
 use parking_lot::Mutex;
 use proxydev::backend::engine::{Engine, EngineOptions};
 
-/// Where the root volume is mounted inside every OSlet.
-const ROOT_MOUNT: &str = "/global";
-/// How long the threads of a mount may take to end.
-const STOP_LIMIT: Duration = Duration::from_secs(5);
+pub(crate) use global::{GTMP, root};
+use global::{MountedRoot, ROOT_MOUNT};
+use open::Opened;
+
 /// Frames kept out of the caches' budgets, for requests in flight: one part in so many.
 const SPARE_PART: usize = 8;
 
@@ -37,17 +38,16 @@ pub(crate) struct VolumeService {
     volumes: Arc<Volumes>,
     images: Mutex<Vec<Served>>,
     mounted: Mutex<Option<MountedRoot>>,
+    /// Held while inodes are let go of somebody who has ended; set once nothing is served any more.
+    left: Mutex<bool>,
 }
 
 struct Served {
     name: String,
     object: usize,
-    image: Image,
-}
-
-struct MountedRoot {
-    session: Session,
-    connection: Option<u32>,
+    /// Whether it is what OSlets mount.
+    root: bool,
+    opened: Opened,
 }
 
 impl VolumeService {
@@ -64,6 +64,7 @@ impl VolumeService {
             volumes: Volumes::new(workers),
             images: Mutex::default(),
             mounted: Mutex::default(),
+            left: Mutex::default(),
         });
         let owned: Vec<_> = plan
             .volumes
@@ -83,55 +84,56 @@ impl VolumeService {
         let frames = handle.region().own().frames();
         let share = (frames - frames / SPARE_PART) / owned.len();
         for (object, volume, source) in owned {
-            let note = service.serve(plan, object, volume, source, &engine, share)?;
-            notes.extend(note);
+            notes.extend(service.serve(object, volume, source, &engine, share)?);
         }
         Ok((service, notes))
     }
 
     fn serve(
         &self,
-        plan: &Plan,
         object: usize,
         volume: &VolumePlan,
         source: &Source,
         engine: &Arc<Engine>,
         frames: usize,
-    ) -> Result<Option<String>> {
+    ) -> Result<Vec<String>> {
         let Source::Path { path, .. } = source else {
             bail!("volume \"{}\": a RAM device holds no filesystem yet", volume.name);
         };
         let handle = &self.handle;
-        let options = OpenOptions {
-            // Another incarnation of this OSlet was fenced before this one could join.
-            take_over: handle.epoch() > Epoch(1),
-            holder: holder(&plan.cluster),
-            ..OpenOptions::default()
-        };
+        let only_read = handle.region().control().owner(object)?.read_only;
+        let opened = open::open(volume, path, object, handle, engine, frames, only_read)?;
+        handle.add_io_file(&**opened.image.device().file())?;
         let named = || format!("volume \"{}\"", volume.name);
-        let mut image = Image::open(path, engine, handle.arena(), &options).with_context(named)?;
-        handle.add_io_file(&**image.device().file())?;
-        let (owner, _) = image.serve(handle.arena(), object as u64, frames).with_context(named)?;
-        self.volumes.add(owner)?;
-        let note = image.report().map(|report| {
-            format!(
-                "volume \"{}\": journal replayed: {} transactions, {} blocks",
-                volume.name, report.transactions, report.blocks
-            )
-        });
-        self.images.lock().push(Served { name: volume.name.clone(), object, image });
-        Ok(note)
+        let root = volume.mount == ROOT_MOUNT;
+        if root && opened.owner.is_writable() {
+            global::make_gtmp(&opened.owner).with_context(named)?;
+        }
+        self.volumes.add(Arc::clone(&opened.owner))?;
+        let mut notes = Vec::new();
+        if let Some(report) = opened.image.report() {
+            notes.push(format!(
+                "{}: journal replayed: {} transactions, {} blocks",
+                named(),
+                report.transactions,
+                report.blocks
+            ));
+        }
+        notes.extend(opened.read_only.iter().map(|why| format!("{}: read-only: {why}", named())));
+        self.images.lock().push(Served { name: volume.name.clone(), object, root, opened });
+        Ok(notes)
     }
 
     /// Tells everybody what this incarnation serves. Not before the runtime has the service: who
     /// asked meanwhile would be told that there are no such requests.
     pub(crate) fn announce(&self) -> Result<()> {
-        let objects: Vec<usize> = self.images.lock().iter().map(|served| served.object).collect();
-        objects.into_iter().try_for_each(|object| self.own(object))
+        let served = |served: &Served| (served.object, served.opened.owner.is_writable());
+        let objects: Vec<_> = self.images.lock().iter().map(served).collect();
+        objects.into_iter().try_for_each(|(object, writable)| self.own(object, writable))
     }
 
     /// Tells everybody that this incarnation serves the volume.
-    fn own(&self, object: usize) -> Result<()> {
+    fn own(&self, object: usize, writable: bool) -> Result<()> {
         let control = self.handle.region().control();
         loop {
             let before = control.owner(object)?;
@@ -139,6 +141,7 @@ impl VolumeService {
                 owner: Some((self.handle.oslet(), self.handle.epoch())),
                 predecessor: before.owner.map(|(oslet, _)| oslet),
                 recovering: false,
+                read_only: !writable,
             };
             if control.change_owner(object, before, now)?.is_ok() {
                 return Ok(());
@@ -152,48 +155,96 @@ impl VolumeService {
         Ok(Client::new(self.handle.region(), object, Arc::new(way))?)
     }
 
-    /// The number of the volume that is /global, if there is one.
-    pub(crate) fn root(plan: &Plan) -> Option<u64> {
-        let root = plan.volumes.iter().position(|volume| volume.mount == ROOT_MOUNT);
-        root.map(|object| object as u64)
+    /// Who changes a volume beside a mount; waits until its owner has said whether anybody does.
+    pub(crate) fn sharing(&self, object: u64) -> Result<Sharing> {
+        global::sharing(self.handle.region().control(), object)
     }
 
     /// Serves the root volume's mount inside the OSlet, whose descriptor init has passed out.
+    /// Returns what the user should know.
     pub(crate) fn serve_mount(
         self: &Arc<Self>,
         device: OwnedFd,
         object: u64,
+        sharing: Sharing,
         oslet: &OsletPlan,
-    ) -> Result<String> {
-        let fs = VolumeFs::new(self.client(object)?, Sharing::ReadOnly);
-        let cpus = oslet.cpus.iter().map(|cpu| cpu as usize).collect();
-        let session = Session::start(device, fs, Config { cpus, ..Config::default() })?;
-        let connection = session.connection();
-        if let Some(number) = connection {
+    ) -> Result<Vec<String>> {
+        let client = self.client(object)?;
+        let mounted = MountedRoot::serve(device, Arc::clone(&client), sharing, oslet)?;
+        if let Some(number) = mounted.connection {
             self.handle.set_fuse_connection(number, true)?;
         }
-        let transport = session.transport().to_string();
-        *self.mounted.lock() = Some(MountedRoot { session, connection });
-        Ok(transport)
+        let mut notes = vec![format!("{ROOT_MOUNT} is served over {}", mounted.transport())];
+        *self.mounted.lock() = Some(mounted);
+        if self.volumes.owner(object).is_some() {
+            notes.extend(global::check_gtmp(&client)?);
+        }
+        Ok(notes)
     }
 
     /// The mount was made in the PID namespace whose first process is `init`.
     pub(crate) fn set_init(&self, init: u32) {
         if let Some(mounted) = &*self.mounted.lock() {
-            mounted.session.set_proc(format!("/proc/{init}/root/proc").into());
+            mounted.set_init(init);
         }
     }
 
     /// Ends the mount's service, behind the end of the namespace that it was mounted in.
     pub(crate) fn end_mount(&self) -> Result<()> {
-        let Some(MountedRoot { session, connection }) = self.mounted.lock().take() else {
-            return Ok(());
-        };
-        let stopped = session.stop(STOP_LIMIT);
+        let Some(mounted) = self.mounted.lock().take() else { return Ok(()) };
+        let connection = mounted.connection;
+        let ended = mounted.end();
         if let Some(number) = connection {
             self.handle.set_fuse_connection(number, false)?;
         }
-        Ok(stopped?)
+        ended
+    }
+
+    /// When the whole cluster stops: waits until the others' mounts of the root volume have ended,
+    /// which bring what was written through mappings to its owner. Only one waits: who owns it.
+    pub(crate) fn await_users(&self) {
+        if self.images.lock().iter().any(|served| served.root) {
+            global::await_others(self.handle.region().control(), self.handle.oslet());
+        }
+    }
+
+    /// Tells everybody that this incarnation serves the volume no more.
+    fn disown(&self, object: usize) -> oslet::Result<()> {
+        let control = self.handle.region().control();
+        let mine = Some((self.handle.oslet(), self.handle.epoch()));
+        loop {
+            let now = control.owner(object)?;
+            let predecessor = Some(self.handle.oslet());
+            let none = Ownership { owner: None, predecessor, ..now };
+            if now.owner != mine || control.change_owner(object, now, none)?.is_ok() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Brings everything home and gives the images up. Whoever asks for something finds no owner.
+    fn give_up_volumes(&self) -> std::result::Result<(), ServiceError> {
+        let images = std::mem::take(&mut *self.images.lock());
+        let mut first: Option<ServiceError> = None;
+        let mut note = |error: Option<ServiceError>| {
+            if let Some(error) = error {
+                first.get_or_insert(error);
+            }
+        };
+        for Served { object, .. } in &images {
+            note(self.disown(*object).err().map(Into::into));
+            self.volumes.remove(*object as u64);
+        }
+        // What has been asked for is done before anything is brought home.
+        self.volumes.stop();
+        *self.left.lock() = true;
+        for Served { opened: Opened { image, owner, .. }, .. } in images {
+            note(owner.stop().err().map(Into::into));
+            let file = Arc::clone(image.device().file());
+            note(image.close().err().map(Into::into));
+            note(self.handle.remove_io_file(&*file).err().map(Into::into));
+        }
+        first.map_or(Ok(()), Err)
     }
 }
 
@@ -219,6 +270,10 @@ impl Service for VolumeService {
             Event::ClientGone(who, epoch) => (who, epoch),
             _ => return,
         };
+        let left = self.left.lock();
+        if *left {
+            return;
+        }
         if let Err(error) = self.volumes.forget_holder(who, epoch) {
             eprintln!("what {who:?} held open cannot be removed: {error}");
         }
@@ -228,44 +283,24 @@ impl Service for VolumeService {
     fn release(&self, _: ParticipantId, _: Epoch) {}
 
     fn leave(&self, _: bool) -> std::result::Result<(), ServiceError> {
-        let mounted = self.end_mount();
-        let mut first: Option<ServiceError> = mounted.err().map(Into::into);
-        for Served { object, image, .. } in self.images.lock().drain(..) {
-            let control = self.handle.region().control();
-            let mine = Some((self.handle.oslet(), self.handle.epoch()));
-            let gone = control.owner(object).and_then(|now| {
-                let none =
-                    Ownership { predecessor: Some(self.handle.oslet()), ..Default::default() };
-                if now.owner == mine {
-                    control.change_owner(object, now, none).map(drop)
-                } else {
-                    Ok(())
-                }
-            });
-            let owner = self.volumes.remove(object as u64);
-            let stopped = owner.map_or(Ok(()), |owner| owner.stop());
-            let file = Arc::clone(image.device().file());
-            let closed = image.close().and(stopped);
-            let removed = self.handle.remove_io_file(&*file);
-            let errors = [gone.err().map(Into::into), closed.err().map(Into::into)];
-            for error in errors.into_iter().flatten().chain(removed.err().map(Into::into)) {
-                first.get_or_insert(error);
-            }
-        }
-        self.volumes.stop();
-        first.map_or(Ok(()), Err)
+        let mounted = self.end_mount().map_err(ServiceError::from);
+        let given_up = self.give_up_volumes();
+        mounted.and(given_up)
     }
 
     fn describe(&self) -> Vec<Detail> {
         let describe = |served: &Served| {
-            let owner: Option<Arc<Owner>> = self.volumes.owner(served.object as u64);
-            let (used, budget) = owner.map_or((0, 0), |owner| owner.usage());
+            let (used, budget) = served.opened.owner.usage();
             let frame = oslet::limits::FRAME_SIZE as u64;
+            let access = match &served.opened.read_only {
+                Some(why) => format!("read-only ({why})"),
+                None => "read-write".into(),
+            };
             Detail {
                 name: format!("volume {}", served.name),
                 value: format!(
-                    "{}, {} cached of at most {}",
-                    served.image.path().display(),
+                    "{}, {access}, {} cached of at most {}",
+                    served.opened.image.path().display(),
                     oslet::config::show_size(used as u64 * frame),
                     oslet::config::show_size(budget as u64 * frame),
                 ),
@@ -273,8 +308,7 @@ impl Service for VolumeService {
         };
         let mut details: Vec<_> = self.images.lock().iter().map(describe).collect();
         if let Some(mounted) = &*self.mounted.lock() {
-            let value = mounted.session.transport().to_string();
-            details.push(Detail { name: ROOT_MOUNT.into(), value });
+            details.push(Detail { name: ROOT_MOUNT.into(), value: mounted.describe() });
         }
         details
     }
@@ -283,12 +317,6 @@ impl Service for VolumeService {
         let count = self.images.lock().len() as u32;
         (count, count)
     }
-}
-
-/// Who holds a volume, for other machines to read: this one, and the cluster on it.
-fn holder(cluster: &str) -> String {
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    format!("{host} oslet {cluster}")
 }
 
 /// How a client in this runtime reaches owners.

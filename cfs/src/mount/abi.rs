@@ -84,6 +84,7 @@ bitflags::bitflags! {
         const HANDLE_KILLPRIV_V2 = 1 << 28;
         const SETXATTR_EXT = 1 << 29;
         const INIT_EXT = 1 << 30;
+        const DIRECT_IO_ALLOW_MMAP = 1 << 36;
         const NO_EXPORT_SUPPORT = 1 << 38;
         const OVER_IO_URING = 1 << 41;
     }

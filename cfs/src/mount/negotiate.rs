@@ -67,6 +67,7 @@ pub(super) fn negotiate(
             max_read: max_io,
             max_readahead: init.max_readahead,
             posix_acl: flags.contains(InitFlags::POSIX_ACL),
+            direct_mappings: flags.contains(InitFlags::DIRECT_IO_ALLOW_MMAP),
         },
         max_write: max_io,
         flags,
@@ -95,8 +96,8 @@ impl Agreement {
     }
 }
 
-/// Not wanted: AUTO_INVAL_DATA, which drops a file's cached pages whenever its times change;
-/// pages are dropped by explicit notification. ASYNC_DIO, by which a direct read cannot be
+/// Not wanted: AUTO_INVAL_DATA, which drops a file's cached pages whenever its times change, unless
+/// others change them; pages are dropped by explicit notification. ASYNC_DIO, by which a direct read cannot be
 /// interrupted: its caller could not be killed while a device does not answer. Splicing, which
 /// copies as much and costs a pipe. ATOMIC_O_TRUNC, by which a program that runs is truncated
 /// before the kernel finds that it must not be (ETXTBSY).
@@ -109,12 +110,14 @@ fn wanted(features: Features) -> InitFlags {
         | InitFlags::MAX_PAGES
         | InitFlags::CACHE_SYMLINKS
         | InitFlags::NO_OPENDIR_SUPPORT
-        | InitFlags::EXPLICIT_INVAL_DATA
         | InitFlags::INIT_EXT;
     // Privileges go with the change itself: no question for an attribute before each write. The
     // umask is applied by the filesystem, which knows of default ACLs.
     let writing = InitFlags::HANDLE_KILLPRIV_V2 | InitFlags::SETXATTR_EXT | InitFlags::DONT_MASK;
     wanted.set(writing, features.writable);
+    let shared = InitFlags::AUTO_INVAL_DATA | InitFlags::DIRECT_IO_ALLOW_MMAP;
+    wanted.set(shared, features.shared);
+    wanted.set(InitFlags::EXPLICIT_INVAL_DATA, !features.shared);
     wanted.set(InitFlags::DO_READDIRPLUS, features.readdirplus);
     wanted.set(InitFlags::READDIRPLUS_AUTO, features.readdirplus);
     wanted.set(InitFlags::POSIX_ACL, features.posix_acl);
@@ -127,8 +130,13 @@ fn wanted(features: Features) -> InitFlags {
 mod tests {
     use super::*;
 
-    const ALL: Features =
-        Features { readdirplus: true, posix_acl: true, export: true, writable: true };
+    const ALL: Features = Features {
+        readdirplus: true,
+        posix_acl: true,
+        export: true,
+        writable: true,
+        shared: false,
+    };
 
     fn agreed(init: &abi::InitIn) -> Agreement {
         match negotiate(init, ALL, 1 << 20, 4096).unwrap() {
@@ -173,6 +181,27 @@ mod tests {
         assert_eq!(u64::from(answer.flags2) << 32, InitFlags::OVER_IO_URING.bits());
         assert_eq!(answer.minor, abi::MINOR);
         assert_eq!(answer.flags & InitFlags::AUTO_INVAL_DATA.bits() as u32, 0);
+    }
+
+    #[test]
+    fn pages_of_what_others_change_are_dropped_with_its_times() {
+        let init = abi::InitIn {
+            major: 7,
+            minor: 99,
+            flags: u32::MAX,
+            flags2: u32::MAX,
+            ..Default::default()
+        };
+        let shared = Features { shared: true, ..ALL };
+        let Ok(Outcome::Agreed(agreement)) = negotiate(&init, shared, 1 << 20, 4096) else {
+            panic!("asked again")
+        };
+        assert!(agreement.agreed.direct_mappings);
+        let flags = agreement.answer(false).flags;
+        assert_ne!(flags & InitFlags::AUTO_INVAL_DATA.bits() as u32, 0);
+        // Which would keep pages where the size alone has changed.
+        assert_eq!(flags & InitFlags::EXPLICIT_INVAL_DATA.bits() as u32, 0);
+        assert!(!agreed(&init).agreed.direct_mappings);
     }
 
     #[test]

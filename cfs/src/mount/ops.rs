@@ -59,6 +59,9 @@ pub struct Features {
     pub export: bool,
     /// Files may be changed. Otherwise what would change something is answered with EROFS.
     pub writable: bool,
+    /// Files change without the kernel's knowing: it drops a file's pages when it finds other
+    /// attributes.
+    pub shared: bool,
 }
 
 /// What was agreed with the kernel.
@@ -72,6 +75,9 @@ pub struct Agreed {
     pub max_readahead: u32,
     /// Whether POSIX ACLs are checked by the kernel.
     pub posix_acl: bool,
+    /// Whether a file that is read past the page cache ([`super::OpenCache::DIRECT_IO`]) can be
+    /// mapped all the same (Linux 6.6).
+    pub direct_mappings: bool,
 }
 
 /// A filesystem behind a mount. Names over 255 bytes are refused by the transport (ENAMETOOLONG),

@@ -6,6 +6,7 @@ mod known;
 mod read;
 mod shown;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -40,7 +41,9 @@ pub enum Sharing {
     ReadOnly,
     /// This mount alone does: the kernel knows of every change.
     Alone,
-    /// Others do as well: the kernel asks each time, and drops a file's pages when it is opened.
+    /// Others do as well: the kernel asks each time, and reads files past its page cache where it
+    /// can map them all the same. Elsewhere it drops a file's pages when it is opened, and when its
+    /// times have changed.
     Shared,
 }
 
@@ -58,6 +61,8 @@ struct Shown {
     client: Arc<Client>,
     sharing: Sharing,
     times: Times,
+    /// Files are read past the kernel's page cache, which still can map them.
+    direct: AtomicBool,
     known: Known,
 }
 
@@ -130,7 +135,13 @@ impl VolumeFs {
 
     /// The same with times of reading as they are wanted, and as the owner keeps them.
     pub fn with(client: Arc<Client>, sharing: Sharing, times: Times) -> Arc<Self> {
-        let shown = Arc::new(Shown { client, sharing, times, known: Known::default() });
+        let shown = Arc::new(Shown {
+            client,
+            sharing,
+            times,
+            direct: AtomicBool::new(false),
+            known: Known::default(),
+        });
         Arc::new(Self { shown, waits: OnceLock::new(), later: Mutex::new(None) })
     }
 
@@ -179,10 +190,12 @@ impl VolumeFs {
 impl Filesystem for VolumeFs {
     fn features(&self) -> Features {
         let writable = self.shown.is_writable();
-        Features { readdirplus: true, posix_acl: true, export: true, writable }
+        let shared = self.shown.sharing == Sharing::Shared;
+        Features { readdirplus: true, posix_acl: true, export: true, writable, shared }
     }
 
-    fn init(&self, _: &Agreed, waits: &Arc<Waits>) {
+    fn init(&self, agreed: &Agreed, waits: &Arc<Waits>) {
+        self.shown.direct.store(agreed.direct_mappings, Ordering::Relaxed);
         let _ = self.waits.set(Arc::clone(waits));
         if self.shown.is_writable() {
             // Without the thread its work is done where it comes up.

@@ -211,7 +211,13 @@ impl Node {
 
 impl Filesystem for MemFs {
     fn features(&self) -> Features {
-        Features { readdirplus: true, posix_acl: true, export: false, writable: false }
+        Features {
+            readdirplus: true,
+            posix_acl: true,
+            export: false,
+            writable: false,
+            shared: false,
+        }
     }
 
     fn init(&self, agreed: &Agreed, _: &Arc<Waits>) {

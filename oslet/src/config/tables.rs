@@ -60,6 +60,7 @@ pub(super) fn read(
             volumes = vec![default_volume()];
         }
     }
+    volumes.iter_mut().for_each(|volume| volume.read_only |= overrides.read_only);
     Config { file: file.map(PathBuf::from), name, region, oslets, devices, volumes }
 }
 
@@ -447,6 +448,7 @@ fn volumes(
         let (name, device) = (own_name(&mut section, problems), section.string("device", problems));
         let mount =
             section.string("mount", problems).unwrap_or_else(|| At::default(DEFAULT_MOUNT.into()));
+        let read_only = section.flag("read_only", problems).is_some_and(|flag| flag.value);
         if section.value("device").is_none() {
             section.problem(problems, None, "has no device; write device = \"...\"");
         }
@@ -493,7 +495,7 @@ fn volumes(
             }
             let lines = [mount.line.or(name.line), device.line];
             let (device, mount) = (device.value, mount.value);
-            volumes.push((VolumeConfig { name, device, mount }, lines));
+            volumes.push((VolumeConfig { name, device, mount, read_only }, lines));
         }
         section.finish(problems);
     }
@@ -538,5 +540,6 @@ fn default_volume() -> VolumeConfig {
         name: At::default("root".into()),
         device: "hda".into(),
         mount: DEFAULT_MOUNT.into(),
+        read_only: false,
     }
 }

@@ -90,6 +90,7 @@ device = "hda"
 name = "v_2"
 device = "hdb"
 mount = "/data/two"
+read_only = true
 "#;
     let overrides = Overrides::default();
     let config = Config::parse(text, Some(Path::new("/etc/o/oslet.toml")), &overrides).unwrap();
@@ -110,12 +111,20 @@ mount = "/data/two"
     assert_eq!(config.devices[1].source, Source::Ram { bytes: 256 << 20 });
     assert_eq!(config.devices[1].owner, "left");
     assert_eq!(config.volumes[1].mount, "/data/two");
+    assert_eq!([false, true], [config.volumes[0].read_only, config.volumes[1].read_only]);
+    let all = Overrides { read_only: true, ..overrides };
+    let config = Config::parse(text, None, &all).unwrap();
+    assert!(config.volumes.iter().all(|volume| volume.read_only));
 }
 
 #[test]
 fn the_command_line_goes_first() {
-    let overrides =
-        Overrides { oslets: Some(3), image: Some("x.img".into()), name: Some("other".into()) };
+    let overrides = Overrides {
+        oslets: Some(3),
+        image: Some("x.img".into()),
+        name: Some("other".into()),
+        read_only: false,
+    };
     let config = Config::parse("name = \"main\"\noslets = 2", None, &overrides).unwrap();
     assert_eq!((config.name.as_str(), config.oslets.len()), ("other", 3));
     assert_eq!(config.devices[0].source, Source::Path { path: "x.img".into(), create: false });

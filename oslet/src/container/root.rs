@@ -198,7 +198,7 @@ fn mount_temporary(spec: &Spec, host: &Path, notes: &mut Vec<String>) -> Result<
     let (gtmp, ltmp, tmp) = (Path::new("/gtmp"), Path::new("/ltmp"), Path::new("/tmp"));
     make_directory(gtmp, 0o755)?;
     let shared = Path::new("/global").join(&spec.gtmp);
-    if fs::metadata(&shared).is_ok_and(|found| found.is_dir()) {
+    if fs::symlink_metadata(&shared).is_ok_and(|found| found.is_dir()) {
         mount_bind_recursive(&shared, gtmp).map_err(Error::file(&shared, "bind to /gtmp"))?;
     } else {
         empty(gtmp)?;

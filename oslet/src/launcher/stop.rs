@@ -4,6 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use super::leftovers;
 use crate::control_socket::Connection;
 use crate::member::record::Record;
@@ -14,8 +16,15 @@ use crate::{Error, Result};
 /// The file that names the launcher.
 pub(super) const LAUNCHER: &str = "launcher.json";
 
-/// How long runtimes may take to leave before they are killed.
-const LIMIT: Duration = Duration::from_secs(30);
+/// What that file says.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Launcher {
+    /// Who it is.
+    #[serde(flatten)]
+    pub(super) process: ProcessId,
+    /// How long runtimes may take to leave before they are killed.
+    pub(super) stop_limit_ms: u64,
+}
 
 /// What there was to stop.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,10 +49,12 @@ pub fn stop(directory: &Path, cluster: &str) -> Result<Stopped> {
     let running = lock.is_none();
     if running {
         drop(lock);
+        let limit = read(directory).map_or(0, |launcher| launcher.stop_limit_ms);
+        let limit = super::STOP_LIMIT.max(Duration::from_millis(limit));
         if let Some(launcher) = launcher(directory)? {
-            ask_launcher(directory, launcher)?;
+            ask_launcher(directory, launcher, limit)?;
         } else {
-            ask_runtimes(directory)?;
+            ask_runtimes(directory, limit)?;
         }
         if !directory.exists() {
             return Ok(Stopped::Cluster);
@@ -65,11 +76,13 @@ pub fn stop(directory: &Path, cluster: &str) -> Result<Stopped> {
 /// # Errors
 /// When that process cannot be looked at.
 pub fn launcher(directory: &Path) -> Result<Option<ProcessId>> {
-    let path = directory.join(LAUNCHER);
-    let Ok(text) = fs::read(&path) else { return Ok(None) };
-    let Ok(id) = serde_json::from_slice::<ProcessId>(&text) else { return Ok(None) };
+    let Some(Launcher { process: id, .. }) = read(directory) else { return Ok(None) };
     let process = id.open().map_err(Error::io(format!("launcher {}", id.pid)))?;
     Ok(process.filter(|process| !process.is_dead()).map(|_| id))
+}
+
+fn read(directory: &Path) -> Option<Launcher> {
+    serde_json::from_slice(&fs::read(directory.join(LAUNCHER)).ok()?).ok()
 }
 
 /// For a message: which process runs the cluster, or what runs without it.
@@ -90,7 +103,7 @@ pub(super) fn running(directory: &Path) -> String {
     }
 }
 
-fn ask_launcher(directory: &Path, id: ProcessId) -> Result<()> {
+fn ask_launcher(directory: &Path, id: ProcessId, limit: Duration) -> Result<()> {
     let what = || format!("{}: launcher {}", directory.display(), id.pid);
     let Some(process) = id.open().map_err(Error::io(what()))? else { return Ok(()) };
     match process.send(libc::SIGTERM) {
@@ -100,14 +113,14 @@ fn ask_launcher(directory: &Path, id: ProcessId) -> Result<()> {
         _ => {}
     }
     // It kills what does not leave in time, and then cleans up.
-    let limit = LIMIT + LIMIT;
+    let limit = limit + super::STOP_LIMIT;
     match process.wait(limit) {
         true => Ok(()),
         false => Err(Error::Timeout { what: what(), ms: limit.as_millis() as u64 }),
     }
 }
 
-fn ask_runtimes(directory: &Path) -> Result<()> {
+fn ask_runtimes(directory: &Path, limit: Duration) -> Result<()> {
     let mut processes = Vec::new();
     for oslet in leftovers::oslets(directory)? {
         let path = directory.join(&oslet);
@@ -124,7 +137,7 @@ fn ask_runtimes(directory: &Path) -> Result<()> {
             Err(error) => return Err(error),
         }
     }
-    let end = Instant::now() + LIMIT;
+    let end = Instant::now() + limit;
     for process in processes {
         process.wait(end.saturating_duration_since(Instant::now()));
     }

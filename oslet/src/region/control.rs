@@ -44,6 +44,8 @@ pub struct Ownership {
     pub predecessor: Option<OsletId>,
     /// Taken, but not served yet.
     pub recovering: bool,
+    /// Served to be read only. Others cache for ever then, so no successor may change that.
+    pub read_only: bool,
 }
 
 /// The bits of an ownership word that say who and in which incarnation.
@@ -54,7 +56,8 @@ impl Ownership {
         let (owner, epoch) =
             self.owner.map_or((0, 0), |(oslet, epoch)| (oslet.index() as u64 + 1, epoch.0));
         let predecessor = self.predecessor.map_or(0, |oslet| oslet.index() as u64 + 1);
-        u64::from(epoch) | owner << 32 | predecessor << 40 | u64::from(self.recovering) << 48
+        let flags = u64::from(self.recovering) | u64::from(self.read_only) << 1;
+        u64::from(epoch) | owner << 32 | predecessor << 40 | flags << 48
     }
 
     /// The owner and its incarnation as one number, zero for nobody: to see whether it changed.
@@ -73,10 +76,11 @@ impl Ownership {
         let parse = || -> std::result::Result<Self, ()> {
             let owner = oslet((word >> 32) as u8)?.map(|owner| (owner, Epoch(word as u32)));
             let predecessor = oslet((word >> 40) as u8)?;
-            if word >> 49 != 0 {
+            if word >> 50 != 0 {
                 return Err(());
             }
-            Ok(Self { owner, predecessor, recovering: word >> 48 & 1 == 1 })
+            let flag = |bit: u32| word >> bit & 1 == 1;
+            Ok(Self { owner, predecessor, recovering: flag(48), read_only: flag(49) })
         };
         parse().map_err(|()| Error::Corrupt {
             peer: "control page".into(),
@@ -376,7 +380,7 @@ mod tests {
             assert!(Membership::from_word(word).is_err(), "{word:#x}");
         }
         assert!(Ownership::from_word(65 << 32).is_err());
-        assert!(Ownership::from_word(1 << 49).is_err());
+        assert!(Ownership::from_word(1 << 50).is_err());
     }
 
     #[test]

@@ -193,9 +193,9 @@ fn serve(args: &MountArgs, ready: impl FnOnce(&Session) -> Result<()>) -> Result
     writer.journal.mount_point = Some(dir.display().to_string());
     let options = OpenOptions {
         read_only: settings.read_only,
-        take_over: false,
         holder,
         writer: (!settings.read_only).then_some(writer),
+        ..OpenOptions::default()
     };
     let volume = open(&args.source, settings.cache, &options)?;
     let mut mount_options = MountOptions::new(args.source.display().to_string());

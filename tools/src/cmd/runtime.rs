@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use cfs::mount::Sharing;
 use oslet::cgroup::{Cgroup, Hierarchies};
 use oslet::config;
 use oslet::container::{self, Global, Init, Program, Tmp};
@@ -18,7 +19,7 @@ use oslet::state::State;
 use oslet::sys::numa::{self, Policy};
 use oslet::wire::Message;
 
-use crate::volumes::VolumeService;
+use crate::volumes::{GTMP, VolumeService, root};
 
 /// The argument by which the program knows that it is a runtime.
 pub(crate) const COMMAND: &str = "__runtime";
@@ -101,13 +102,13 @@ fn serve(start: &mut Start) -> anyhow::Result<(Serving, Vec<String>)> {
 }
 
 /// What /global is: the root volume through FUSE, where the machine lets us.
-fn global(plan: &Plan) -> Global {
-    match VolumeService::root(plan) {
-        Some(_) => Global::Fuse {
+fn global(plan: &Plan, sharing: Option<Sharing>) -> Global {
+    match sharing {
+        Some(sharing) => Global::Fuse {
             source: format!("oslet:{}", plan.cluster),
             subtype: "cfs".into(),
             options: "allow_other,default_permissions".into(),
-            read_only: true,
+            read_only: sharing == Sharing::ReadOnly,
         },
         None => Global::Empty,
     }
@@ -141,6 +142,9 @@ fn make_inside(
     let created = Cgroup::create(&hierarchies, &plan.cluster, &oslet.name, cpus, nodes)?;
     let (cgroup, mut notes) = (created.cgroup, created.warnings);
     let directory = handle.spec().directory.join(&oslet.name);
+    let mounted =
+        root(plan).map(|object| Ok::<_, anyhow::Error>((object, volumes.sharing(object)?)));
+    let mounted = mounted.transpose()?;
     let mut start = || -> anyhow::Result<Init> {
         handle.set_groups(cgroup.groups(), cgroup.kill_descriptor()?)?;
         let root = rustix::process::geteuid().is_root();
@@ -161,19 +165,19 @@ fn make_inside(
             ltmp_bytes: oslet.memory / 4,
             directory: handle.spec().directory.clone(),
             devices: Vec::new(),
-            global: global(plan),
-            gtmp: PathBuf::from(".gtmp"),
+            global: global(plan, mounted.map(|(_, sharing)| sharing)),
+            gtmp: PathBuf::from(GTMP),
         };
-        let mut transport = None;
+        let mut said = Vec::new();
         let serve = |device| {
-            let Some(root) = VolumeService::root(plan) else { return Ok(()) };
-            let served = volumes.serve_mount(device, root, oslet);
-            transport = Some(served.map_err(|e| oslet::Error::Invalid(format!("/global: {e:#}")))?);
+            let Some((root, sharing)) = mounted else { return Ok(()) };
+            let served = volumes.serve_mount(device, root, sharing, oslet);
+            said = served.map_err(|e| oslet::Error::Invalid(format!("/global: {e:#}")))?;
             Ok(())
         };
         let init = container::start(&Program::default(), &spec, serve)?;
         volumes.set_init(init.id().pid);
-        notes.extend(transport.map(|transport| format!("/global is served over {transport}")));
+        notes.append(&mut said);
         notes.extend_from_slice(init.notes());
         let user = rustix::process::geteuid().as_raw();
         let group = rustix::process::getegid().as_raw();
@@ -230,7 +234,11 @@ impl Serving {
         }
         let cluster = runtime.wait();
         let died = inside.init.process().is_dead();
+        let volumes = Arc::clone(&inside.volumes);
         let ended = inside.end();
+        if cluster {
+            volumes.await_users();
+        }
         for note in runtime.leave(cluster)? {
             eprintln!("{note}");
         }

@@ -47,6 +47,9 @@ pub(crate) struct UpArgs {
     /// The ext2, ext3 or ext4 image that all of them see [default: oslet.img]
     #[arg(long, value_name = "IMAGE")]
     image: Option<PathBuf>,
+    /// Never write to the image, nor to any other volume
+    #[arg(long)]
+    read_only: bool,
     /// Show what would be done and start nothing
     #[arg(long)]
     dry_run: bool,
@@ -85,8 +88,12 @@ struct Shown<'a> {
 
 /// What the arguments, the configuration and the machine make together.
 pub(crate) fn plan(args: &UpArgs, global: &Global) -> anyhow::Result<Plan> {
-    let overrides =
-        Overrides { oslets: args.oslets, image: args.image.clone(), name: global.cluster.clone() };
+    let overrides = Overrides {
+        oslets: args.oslets,
+        image: args.image.clone(),
+        name: global.cluster.clone(),
+        read_only: args.read_only,
+    };
     let here = Path::new(CONFIG);
     let config = match &args.config {
         Some(file) => Config::load(file, &overrides)?,

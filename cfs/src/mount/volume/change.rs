@@ -1,5 +1,7 @@
 //! What changes a volume through a mount.
 
+use std::sync::atomic::Ordering;
+
 use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 
@@ -225,6 +227,7 @@ impl Shown {
     /// What the kernel keeps of a file from one opening to the next.
     fn open_cache(&self) -> OpenCache {
         match self.sharing {
+            Sharing::Shared if self.direct.load(Ordering::Relaxed) => OpenCache::DIRECT_IO,
             Sharing::Shared => OpenCache::empty(),
             Sharing::ReadOnly | Sharing::Alone => OpenCache::KEEP_CACHE,
         }

@@ -2,12 +2,15 @@
 //! explains itself, and never overwritten.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 use oslet::config::Source;
 use oslet::plan::Plan;
+
+use crate::volumes::GTMP;
 
 /// Size of the image that is made.
 const SIZE: &str = "64M";
@@ -16,15 +19,16 @@ const SIZE: &str = "64M";
 const TREE: [(&str, &str); 4] = [
     (
         "README",
-        "This is the global filesystem of an OSlet cluster: one ext4 image, read from every\n\
-         OSlet at /global. Its cached pages lie in memory that all OSlets share; each is read \
-         from\n\
-         there by reference, and no OSlet keeps a copy.\n\n\
+        "This is the global filesystem of an OSlet cluster: one ext4 image, read and written from\n\
+         every OSlet at /global. What one has written all others see at once. Its cached pages lie\n\
+         in memory that all OSlets share.\n\n\
          oslet run o0 cat /global/README    and the same from o1: these very bytes\n\
+         oslet run o1 sh -c 'date > /global/when'; oslet run o0 cat /global/when\n\
          oslet show o0                      who owns the volume, and how much of it is cached\n\
-         oslet down                         stops the cluster; the image stays\n\n\
-         Put your own image in its place: oslet up --image disk.img\n\
-         This version reads; writing comes next.\n",
+         oslet down                         stops the cluster; the image stays, with all that was\n\
+         \x20                                  written, and the kernel can mount it\n\n\
+         Put your own image in its place: oslet up --image disk.img (--read-only: it is never\n\
+         written)\n",
     ),
     (
         "docs/where-am-i",
@@ -35,7 +39,7 @@ const TREE: [(&str, &str); 4] = [
          /tmp     the host's, unless the configuration says otherwise\n",
     ),
     ("docs/oslets", "Each OSlet has its own CPUs, memory, processes, mounts and host name.\n"),
-    (".gtmp/README", "Temporary files of all OSlets. Read-only in this version.\n"),
+    (".gtmp/README", "Temporary files of all OSlets, for every user.\n"),
 ];
 
 /// Makes the default images of a plan that are not there yet. Returns a line for each.
@@ -81,9 +85,15 @@ fn mke2fs(tree: &Path, image: &Path) -> Result<()> {
         }
         fs::write(&file, contents).with_context(|| file.display().to_string())?;
     }
+    let gtmp = tree.join(GTMP);
+    fs::set_permissions(&gtmp, fs::Permissions::from_mode(0o1777))
+        .with_context(|| gtmp.display().to_string())?;
+    // Else the root would be the superuser's, and an ordinary user could make nothing in it.
+    let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
+    let owner = format!("root_owner={}:{}", user.as_raw(), group.as_raw());
     let output = ["mke2fs", "/usr/sbin/mke2fs", "/sbin/mke2fs"].iter().find_map(|program| {
         let mut command = Command::new(program);
-        command.args(["-q", "-F", "-t", "ext4", "-L", "global", "-d"]);
+        command.args(["-q", "-F", "-t", "ext4", "-L", "global", "-E", &owner, "-d"]);
         match command.arg(tree).arg(image).arg(SIZE).output() {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
             other => Some(other),

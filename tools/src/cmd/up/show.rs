@@ -61,11 +61,12 @@ fn write_plan(text: &mut String, plan: &Plan, directory: &Path) -> std::fmt::Res
         write!(text, "\n{}", table(&["DEVICE", "OWNER", "STANDBY", "SOURCE"], &rows))?;
     }
     let volume = |volume: &oslet::plan::VolumePlan| {
-        vec![volume.name.clone(), volume.device.clone(), volume.mount.clone()]
+        let access = if volume.read_only { "read-only" } else { "read-write" };
+        vec![volume.name.clone(), volume.device.clone(), volume.mount.clone(), access.into()]
     };
     let rows: Vec<Vec<String>> = plan.volumes.iter().map(volume).collect();
     if !rows.is_empty() {
-        write!(text, "\n{}", table(&["VOLUME", "DEVICE", "MOUNT"], &rows))?;
+        write!(text, "\n{}", table(&["VOLUME", "DEVICE", "MOUNT", "ACCESS"], &rows))?;
     }
     if !plan.warnings.is_empty() {
         writeln!(text)?;
