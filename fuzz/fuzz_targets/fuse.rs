@@ -39,7 +39,7 @@ fn entry(node: u64) -> Entry {
 
 impl Filesystem for Echo {
     fn features(&self) -> Features {
-        Features { readdirplus: true, posix_acl: true, export: true, writable: false, shared: false }
+        Features { readdirplus: true, posix_acl: true, export: true, ..Features::default() }
     }
 
     fn lookup(&self, _: &Request, parent: NodeId, name: &[u8], reply: Reply<Lookup>) {

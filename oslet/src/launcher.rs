@@ -78,8 +78,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(30);
 /// The slowest disk for which that is enough, in bytes a second.
 const SLOW_DISK: u64 = 16 << 20;
 
-/// How long runtimes with segments of so many bytes may take to leave: half of a cache at most waits
-/// for its disk.
+/// How long runtimes with segments of so many bytes may take to leave: half of a cache at most
+/// waits for its disk.
 fn stop_limit(segment: u64) -> Duration {
     STOP_LIMIT + Duration::from_secs(segment / 2 / SLOW_DISK)
 }

@@ -1,6 +1,7 @@
 //! Clusters as a user has them: the real program, in a directory of their own.
 
 mod census;
+mod mounter;
 mod traces;
 
 use std::ffi::OsStr;
@@ -15,6 +16,7 @@ use oslet::member::record::Record;
 use oslet::state::State;
 
 pub use census::Census;
+pub use mounter::oslet;
 pub use traces::processes_of;
 
 /// No command of these tests takes longer.

@@ -97,10 +97,10 @@ impl Agreement {
 }
 
 /// Not wanted: AUTO_INVAL_DATA, which drops a file's cached pages whenever its times change, unless
-/// others change them; pages are dropped by explicit notification. ASYNC_DIO, by which a direct read cannot be
-/// interrupted: its caller could not be killed while a device does not answer. Splicing, which
-/// copies as much and costs a pipe. ATOMIC_O_TRUNC, by which a program that runs is truncated
-/// before the kernel finds that it must not be (ETXTBSY).
+/// others change them; pages are dropped by explicit notification. ASYNC_DIO, by which a direct
+/// read cannot be interrupted: its caller could not be killed while a device does not answer.
+/// Splicing, which copies as much and costs a pipe. ATOMIC_O_TRUNC, by which a program that runs is
+/// truncated before the kernel finds that it must not be (ETXTBSY).
 fn wanted(features: Features) -> InitFlags {
     let mut wanted = InitFlags::ASYNC_READ
         | InitFlags::BIG_WRITES

@@ -47,7 +47,7 @@ pub struct Request {
 }
 
 /// What the filesystem is able to do, told to the kernel when the mount begins.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Features {
     /// [`Filesystem::readdirplus`] is there.
     pub readdirplus: bool,

@@ -29,6 +29,7 @@ use crate::{Error, Result};
 pub use access::Times;
 use change::{WRITES, caller, done};
 use known::{Known, Later, Work};
+use read::fitting;
 use shown::{attr, attribute_name, dir_entry, errno, file_flags, ino, node, statx};
 
 /// How long the kernel may believe names and attributes: the volume does not change.
@@ -580,16 +581,6 @@ impl Filesystem for VolumeFs {
             waits.interrupt(unique);
         }
     }
-}
-
-/// How many entries from the first on there is room for, when each takes `beside` bytes more.
-fn fitting(entries: &[client::DirEntry], beside: usize, room: usize) -> usize {
-    let mut left = room;
-    let fits = |entry: &&client::DirEntry| {
-        let size = beside + Directory::size(entry.name.len());
-        left.checked_sub(size).map(|less| left = less).is_some()
-    };
-    entries.iter().take_while(fits).count()
 }
 
 fn value(_: &Shown, found: Result<Vec<u8>>, reply: Reply<Value>) {

@@ -211,13 +211,7 @@ impl Node {
 
 impl Filesystem for MemFs {
     fn features(&self) -> Features {
-        Features {
-            readdirplus: true,
-            posix_acl: true,
-            export: false,
-            writable: false,
-            shared: false,
-        }
+        Features { readdirplus: true, posix_acl: true, ..Features::default() }
     }
 
     fn init(&self, agreed: &Agreed, _: &Arc<Waits>) {

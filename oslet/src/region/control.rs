@@ -373,6 +373,7 @@ mod tests {
             owner: Some((oslet(63), Epoch(7))),
             predecessor: Some(oslet(0)),
             recovering: true,
+            read_only: true,
         };
         assert_eq!(Ownership::from_word(owner.to_word()).unwrap(), owner);
         assert_eq!(Ownership::from_word(0).unwrap(), Ownership::default());

@@ -21,7 +21,7 @@ struct Echo {
 
 impl Filesystem for Echo {
     fn features(&self) -> Features {
-        Features { readdirplus: true, posix_acl: false, export: false, writable: false }
+        Features { readdirplus: true, ..Features::default() }
     }
 
     fn lookup(&self, _: &Request, parent: NodeId, name: &[u8], reply: Reply<Lookup>) {

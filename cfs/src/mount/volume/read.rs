@@ -1,4 +1,4 @@
-//! Pages for answers to reads.
+//! Pages for answers to reads, and entries for listings.
 
 use std::sync::Arc;
 
@@ -6,9 +6,9 @@ use rustix::io::Errno;
 
 use super::VolumeFs;
 use super::shown::{errno, ino};
-use crate::client::{Client, File, Page};
+use crate::client::{self, Client, File, Page};
 use crate::id::Ino;
-use crate::mount::{Data, NodeId, Piece, ReadRange, Reply, Request};
+use crate::mount::{Data, Directory, NodeId, Piece, ReadRange, Reply, Request};
 use crate::{Error, Result};
 
 const PAGE: u64 = oslet::limits::FRAME_SIZE as u64;
@@ -117,4 +117,14 @@ pub(super) fn answer_pages(pages: &Parts<'_>, reply: Reply<Data>) {
         Some(pieces) => reply.data(&pieces),
         None => reply.error(Errno::IO),
     }
+}
+
+/// How many entries from the first on there is room for, when each takes `beside` bytes more.
+pub(super) fn fitting(entries: &[client::DirEntry], beside: usize, room: usize) -> usize {
+    let mut left = room;
+    let fits = |entry: &&client::DirEntry| {
+        let size = beside + Directory::size(entry.name.len());
+        left.checked_sub(size).map(|less| left = less).is_some()
+    };
+    entries.iter().take_while(fits).count()
 }

@@ -19,9 +19,9 @@ const SIZE: &str = "64M";
 const TREE: [(&str, &str); 4] = [
     (
         "README",
-        "This is the global filesystem of an OSlet cluster: one ext4 image, read and written from\n\
-         every OSlet at /global. What one has written all others see at once. Its cached pages lie\n\
-         in memory that all OSlets share.\n\n\
+        "This is the global filesystem of an OSlet cluster: one ext4 image, read and written\n\
+         from every OSlet at /global. What one has written all others see at once. Its cached\n\
+         pages lie in memory that all OSlets share.\n\n\
          oslet run o0 cat /global/README    and the same from o1: these very bytes\n\
          oslet run o1 sh -c 'date > /global/when'; oslet run o0 cat /global/when\n\
          oslet show o0                      who owns the volume, and how much of it is cached\n\

@@ -38,7 +38,7 @@ fn entry() -> Entry {
 
 impl Filesystem for Notes {
     fn features(&self) -> Features {
-        Features { readdirplus: false, posix_acl: true, export: false, writable: true }
+        Features { posix_acl: true, writable: true, ..Features::default() }
     }
     fn lookup(&self, _: &Request, _: NodeId, _: &[u8], _: Reply<Lookup>) {}
     fn getattr(&self, _: &Request, _: NodeId, _: Reply<Attributes>) {}
