@@ -16,7 +16,7 @@ use oslet::member::record::Record;
 use oslet::state::State;
 
 pub use census::Census;
-pub use mounter::oslet;
+pub use mounter::{InOslet, oslet};
 pub use traces::processes_of;
 
 /// No command of these tests takes longer.

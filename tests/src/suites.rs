@@ -6,6 +6,8 @@ use std::process::{Command, Output};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::cluster::Cluster;
+
 /// A program of crates.io.
 #[derive(Clone, Copy, Debug)]
 pub struct Tool {
@@ -70,10 +72,12 @@ pub struct Cases {
 
 /// Another filesystem for links and renames that must be refused, and whether the one that is
 /// tested may be mounted again as read-only.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Default)]
 pub struct Pjdfstest<'a> {
     /// A directory elsewhere.
     pub secondary: Option<&'a Path>,
+    /// The OSlet of a cluster that it runs in: its ordinary users get into no other's mounts.
+    pub inside: Option<(&'a Cluster, usize)>,
     /// Runs the cases of EROFS alone, and mounts `dir` again for them: it must be a mount of its
     /// own.
     pub remount: bool,
@@ -92,9 +96,19 @@ pub fn pjdfstest(dir: &Path, options: Pjdfstest<'_>) -> Result<Cases> {
     writeln!(config, "[dummy_auth]\nentries = [{first:?}, {second:?}]")?;
     let file = tempfile::Builder::new().prefix("pjdfstest-").suffix(".toml").tempfile()?;
     std::fs::write(file.path(), config)?;
-    // Its dummy users must get there.
-    rustix::fs::chmod(dir, rustix::fs::Mode::from_raw_mode(0o755))?;
-    let mut command = Command::new(PJDFSTEST.program()?);
+    let program = PJDFSTEST.program()?;
+    let mut command = match options.inside {
+        Some((cluster, oslet)) => {
+            let mut command = cluster.command(&["run", &format!("o{oslet}"), "--"]);
+            command.arg(program);
+            command
+        }
+        None => {
+            // Its dummy users must get there.
+            rustix::fs::chmod(dir, rustix::fs::Mode::from_raw_mode(0o755))?;
+            Command::new(program)
+        }
+    };
     command.arg("-c").arg(file.path()).arg("-p").arg(dir);
     if let Some(secondary) = options.secondary {
         command.arg("-s").arg(secondary);

@@ -5,12 +5,12 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use tests::cluster::oslet;
+use tests::cluster::{InOslet, oslet};
 use tests::kernel::{self, assert_clean, mke2fs};
 use tests::opfuzz::generate::Plan;
 use tests::opfuzz::model::Traits;
 use tests::opfuzz::run::many;
-use tests::opfuzz::volumes::{Volume, Volumes, kernel_ext4};
+use tests::opfuzz::volumes::{Mounted, Volume, Volumes, kernel_ext4};
 use tests::suites::{FSX, Fsx, PJDFSTEST, Pjdfstest, fsx, pjdfstest};
 
 /// Whether the suites cannot be run here: says so.
@@ -28,13 +28,13 @@ fn is_full() -> bool {
 }
 
 /// Runs a suite in the mount of that OSlet, on a fresh volume.
-fn on_fresh(number: usize, suite: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+fn on_fresh(number: usize, suite: impl FnOnce(&InOslet) -> Result<()>) -> Result<()> {
     let dir = tempfile::Builder::new().prefix("suites-").tempdir_in("/dev/shm")?;
     let image = dir.path().join("ext4.img");
     mke2fs(&image, 256, &["-t", "ext4", "-b", "4096"])?;
-    let mount = oslet(number)(&image, dir.path())?;
-    suite(mount.dir()).with_context(|| format!("o{number}"))?;
-    mount.unmount()?;
+    let mount = InOslet::new(&image, number)?;
+    suite(&mount).with_context(|| format!("o{number}"))?;
+    Box::new(mount).unmount()?;
     assert_clean(&image)
 }
 
@@ -45,9 +45,11 @@ fn pjdfstest_passes_in_the_owner_and_in_another_oslet() -> Result<()> {
     }
     let elsewhere = tempfile::Builder::new().prefix("elsewhere-").tempdir()?;
     for number in [0, 1] {
-        on_fresh(number, |dir| {
+        on_fresh(number, |mount| {
             let secondary = Some(elsewhere.path());
-            let cases = pjdfstest(dir, Pjdfstest { secondary, remount: false })?;
+            let inside = Some((mount.cluster(), number));
+            let how = Pjdfstest { secondary, remount: false, inside };
+            let cases = pjdfstest(Path::new("/global"), how)?;
             for (name, why) in &cases.skipped {
                 println!("in o{number} pjdfstest leaves out {name}: {why}");
             }
@@ -72,7 +74,8 @@ fn fsx_passes_in_the_owner_and_in_another_oslet() -> Result<()> {
         false => [(Fsx::Everything, 2000), (Fsx::Unmapped, 10_000)],
     };
     for number in [0, 1] {
-        on_fresh(number, |dir| {
+        on_fresh(number, |mount| {
+            let dir = mount.dir();
             for (what, operations) in runs {
                 [1, 2].into_iter().try_for_each(|seed| {
                     fsx(dir, what, seed, operations)?;
