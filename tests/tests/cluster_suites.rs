@@ -71,7 +71,7 @@ fn fsx_passes_in_the_owner_and_in_another_oslet() -> Result<()> {
     }
     let runs = match is_full() {
         true => [(Fsx::Everything, 100_000), (Fsx::Unmapped, 1_000_000)],
-        false => [(Fsx::Everything, 2000), (Fsx::Unmapped, 10_000)],
+        false => [(Fsx::Everything, 2000), (Fsx::Unmapped, 5000)],
     };
     for number in [0, 1] {
         on_fresh(number, |mount| {
@@ -102,7 +102,7 @@ fn another_oslets_mount_answers_as_the_model_and_kernel_ext4() -> Result<()> {
     let mut field = Volumes { traits: Traits::ext4(block), volumes: vec![theirs, ours] };
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let first = number("OSLET_SEED").unwrap_or(1);
-    let rounds = number("OSLET_ROUNDS").unwrap_or(if is_full() { 3500 } else { 25 });
+    let rounds = number("OSLET_ROUNDS").unwrap_or(if is_full() { 3500 } else { 20 });
     let plan = Plan { unpassed: false, ..Plan::new(block) };
     let ops = many(&mut field, first..first + rounds, 80, &plan)?;
     for volume in &mut field.volumes {
