@@ -107,7 +107,8 @@ impl VolumeService {
         let named = || format!("volume \"{}\"", volume.name);
         let root = volume.mount == ROOT_MOUNT;
         if root && opened.owner.is_writable() {
-            global::make_gtmp(&opened.owner).with_context(named)?;
+            let by = (ParticipantId::runtime(handle.oslet()), handle.epoch());
+            global::make_gtmp(&opened.owner, by).with_context(named)?;
         }
         self.volumes.add(Arc::clone(&opened.owner))?;
         let mut notes = Vec::new();

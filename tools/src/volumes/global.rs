@@ -12,7 +12,7 @@ use cfs::disk::inode::Kind;
 use cfs::id::Ino;
 use cfs::mount::{Config, Session, Sharing, Transport, VolumeFs};
 use cfs::owner::Owner;
-use oslet::id::OsletId;
+use oslet::id::{Epoch, OsletId, ParticipantId};
 use oslet::plan::{OsletPlan, Plan};
 use oslet::region::{ControlPage, MemberState, Ownership};
 
@@ -121,7 +121,7 @@ impl MountedRoot {
 }
 
 /// Makes the directory that is /gtmp unless something of that name is there.
-pub(super) fn make_gtmp(owner: &Owner) -> Result<()> {
+pub(super) fn make_gtmp(owner: &Owner, by: (ParticipantId, Epoch)) -> Result<()> {
     let caller = Caller {
         // Where the mount knows one user alone, nobody else's directory could be written.
         uid: rustix::process::geteuid().as_raw(),
@@ -130,7 +130,7 @@ pub(super) fn make_gtmp(owner: &Owner) -> Result<()> {
     };
     let inode = NewInode { mode: GTMP_MODE, umask: 0, device: (0, 0) };
     let change = Change::Make { name: GTMP.into(), inode, reuse: false };
-    match owner.change(Ino::ROOT, &Order { caller, change }) {
+    match owner.change(by, Ino::ROOT, &Order { caller, change }) {
         Ok(_) | Err(cfs::Error::Exists) => Ok(()),
         Err(error) => Err(error.into()),
     }
