@@ -24,12 +24,14 @@ struct Target {
     max_len: usize,
 }
 
-const TARGETS: [Target; 15] = [
+const TARGETS: [Target; 17] = [
     target("superblock", 4096),
     target("inode", 1200),
     target("extent", 8192),
     target("directory", 8192),
+    target("directory_edit", 8192),
     target("xattr", 4096),
+    target("xattr_edit", 8192),
     target("journal", 48 << 10),
     target("recovery", 512),
     target("volume", 512),

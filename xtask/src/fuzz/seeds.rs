@@ -106,6 +106,20 @@ impl<'a> Image<'a> {
     }
 }
 
+/// Bytes of a block that is edited.
+const EDITED: usize = 1024;
+
+/// Changes of a directory's block: names that come, until there is no room, and some that go.
+fn edits() -> Vec<u8> {
+    let mut edits = Vec::new();
+    for number in 0..24u8 {
+        let name = format!("name {}{}", number % 9, "x".repeat(usize::from(number)));
+        edits.extend([0x10 | number / 9, number, 0, 0, 0, name.len() as u8]);
+        edits.extend(name.bytes());
+    }
+    edits
+}
+
 struct Seeds<'a> {
     corpus: &'a Path,
 }
@@ -139,6 +153,12 @@ impl Seeds<'_> {
                 let name = format!("{name}-{flags}");
                 self.put("directory", &name, &[&head, b"10name-name-", &contents])?;
             }
+            for (at, block) in contents.chunks_exact(EDITED).take(4).enumerate() {
+                for flags in [1, 3, 7] {
+                    let name = format!("{name}-{at}-{flags}");
+                    self.put("directory_edit", &name, &[&[flags | 0x10], block, &edits()])?;
+                }
+            }
         }
         Ok(())
     }
@@ -154,10 +174,15 @@ impl Seeds<'_> {
         let space = inode.get(0x80 + extra..).unwrap_or_default();
         if !trimmed(space).is_empty() {
             self.put("xattr", &format!("{name}-inode"), &[space])?;
+            let head = b"\x00\x60\x00\x01\x03new\x05\x00value";
+            self.put("xattr_edit", &format!("{name}-inode"), &[head, space])?;
         }
         let attributes = u32::from_le_bytes([0x68, 0x69, 0x6a, 0x6b].map(|at| inode[at]));
         if attributes != 0 {
-            self.put("xattr", &format!("{name}-block"), &[&image.block(attributes as usize)])?;
+            let block = image.block(attributes as usize);
+            self.put("xattr", &format!("{name}-block"), &[&block])?;
+            let head = b"\x01\x60\x00\x01\x03new\x05\x00value";
+            self.put("xattr_edit", &format!("{name}-block"), &[head, &block])?;
         }
         let (kind, flags, root) = (inode[1] >> 4, inode[0x22], &inode[0x28..0x28 + 60]);
         let inline = inode[0x23] & 0x10 != 0;
