@@ -114,7 +114,7 @@ fn edits() -> Vec<u8> {
     let mut edits = Vec::new();
     for number in 0..24u8 {
         let name = format!("name {}{}", number % 9, "x".repeat(usize::from(number)));
-        edits.extend([0x10 | number / 9, number, 0, 0, 0, name.len() as u8]);
+        edits.extend([0x10 | (number / 9), number, 0, 0, 0, name.len() as u8]);
         edits.extend(name.bytes());
     }
     edits
