@@ -41,7 +41,9 @@ fn bounds() -> Census {
         descriptors: 64 + 2 * cpus,
         // The control page, the runtimes, and the clients: those of the load and those stopped.
         segments: 1 + OSLETS + OSLETS + STOPPED,
-        threads: 16 + 2 * cpus,
+        // Those that write: two for the journal, three for writeback and what is done behind requests,
+        // two for the changes of others and two for their syncs; and those that wait for owners.
+        threads: 28 + 4 * cpus,
         private_kib: 16 << 10,
     }
 }

@@ -40,8 +40,8 @@ o1     8-15  8      4-7    32.0 GiB  namespace  host  no
 DEVICE  OWNER  STANDBY  SOURCE
 hda     o0     -        oslet.img (made if it is not there)
 
-VOLUME  DEVICE  MOUNT
-root    hda     /global
+VOLUME  DEVICE  MOUNT    ACCESS
+root    hda     /global  read-write
 ";
     for sysfs in [root.clone(), root.join("sys")] {
         let sysfs = sysfs.to_str().unwrap();
