@@ -127,6 +127,7 @@ impl Owner {
             short: NameIndex::new(short, sizes.short_names, false).ok_or_else(small)?,
             long: NameIndex::new(long, sizes.long_names, true).ok_or_else(small)?,
         };
+        let written = if writer.is_some() { own.frames() } else { 0 };
         let owner = Arc::new(Self {
             object,
             volume,
@@ -136,7 +137,7 @@ impl Owner {
             inodes: Mutex::new(inodes),
             names: Mutex::new(names),
             frames: Mutex::new(Frames::new(own.frames(), frames)),
-            states: States::new(own.frames()),
+            states: States::new(written),
             fills: Fills::default(),
             files: Files::default(),
             errors: Errors::default(),

@@ -51,6 +51,9 @@ const GONE: u64 = 1 << 24;
 ///
 /// Blocks are changed under the lock of the page's inode. Who takes a page out has another lock;
 /// between the two the word decides.
+///
+/// A volume that is only read has no words: its frames hold what the disk has, and the lock of who
+/// takes them out is enough.
 pub(super) struct States {
     words: Box<[AtomicU64]>,
     /// Frames that must stay.
@@ -58,6 +61,7 @@ pub(super) struct States {
 }
 
 impl States {
+    /// Of that many frames; none for a volume that is only read.
     pub(super) fn new(frames: usize) -> Self {
         Self { words: (0..frames).map(|_| AtomicU64::new(GONE)).collect(), busy: AtomicU64::new(0) }
     }
@@ -76,12 +80,17 @@ impl States {
         if blocks.is_busy() {
             self.busy.fetch_add(1, Ordering::Relaxed);
         }
-        let word = Self::generation(page) | blocks.bits();
-        self.words[page.frame.0 as usize].store(word, Ordering::Release);
+        if !self.words.is_empty() {
+            let word = Self::generation(page) | blocks.bits();
+            self.words[page.frame.0 as usize].store(word, Ordering::Release);
+        }
     }
 
     /// What the frame holds; `None` once it is taken out.
     pub(super) fn get(&self, page: PageRef) -> Option<Blocks> {
+        if self.words.is_empty() {
+            return Some(Blocks::default());
+        }
         let word = self.words.get(page.frame.0 as usize)?.load(Ordering::Acquire);
         let current = word >> 32 == u64::from(page.generation.get()) && word & GONE == 0;
         current.then(|| Blocks::from_bits(word))
@@ -107,6 +116,9 @@ impl States {
     }
 
     fn replace(&self, page: PageRef, next: impl Fn(Blocks) -> Option<u64>) -> Option<Blocks> {
+        if self.words.is_empty() {
+            return next(Blocks::default()).map(|_| Blocks::default());
+        }
         let word = self.words.get(page.frame.0 as usize)?;
         let mut found = word.load(Ordering::Acquire);
         loop {
@@ -369,5 +381,14 @@ mod tests {
         states.start(page(0, 2), Blocks::default());
         assert!(!states.take_idle(page(0, 1)));
         assert!(states.take_idle(page(0, 2)));
+    }
+
+    #[test]
+    fn frames_of_a_volume_that_is_only_read_are_idle() {
+        let states = States::new(0);
+        states.start(page(5, 1), Blocks::default());
+        assert_eq!((states.busy(), states.get(page(5, 1))), (0, Some(Blocks::default())));
+        assert!(states.take_idle(page(5, 1)));
+        assert_eq!(states.take(page(6, 1)), Some(Blocks::default()));
     }
 }
