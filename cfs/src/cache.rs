@@ -14,7 +14,7 @@ mod version;
 
 pub use inode_table::InodeTable;
 pub use name_index::{Name, NameIndex};
-pub use page_index::{Found, Key, PageIndex};
+pub use page_index::{FileKey, Found, Key, PageIndex};
 pub use record::{Head, InodeRecord, RECORD_VALUES, has_target};
 
 /// Kinds of tables in a segment's directory; the argument is the volume's object number.

@@ -35,8 +35,11 @@ fuzz_target!(|data: &[u8]| {
         (0..WORDS).for_each(|index| put(&words, index, row[index % row.len()]));
     }
     if let Some(key) = Key::new(ino, page.into()) {
-        let index = PageIndex::new(words.clone(), len.max(256)).expect("large enough for a set");
+        let index = PageIndex::read(words.clone());
         if let Some(found) = index.find(key) {
+            found.still();
+        }
+        if let Some(found) = index.glance(key) {
             found.still();
         }
     }

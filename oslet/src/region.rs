@@ -26,7 +26,9 @@ pub use crate::member::word::{MemberState, Membership};
 pub use backing::{Backing, HUGE_PAGE};
 pub use control::{ClusterId, ControlPage, OwnerWord, Ownership};
 pub use home::Home;
-pub use map::{Atom, Few, Mapping, One, Paging, RawFrame, RawSlice, RawSliceMut, Ro, Rw};
+pub use map::{
+    Atom, Few, Line, Lines, Mapping, One, Paging, RawFrame, RawSlice, RawSliceMut, Ro, Rw,
+};
 pub use pins::Pins;
 pub use segment::{Bytes, OwnSegment, OwnedFrame, PeerSegment, SegmentSpec, Table};
 

@@ -23,12 +23,32 @@ pub trait ReadWords {
     fn few<const N: usize>(&self, base: usize) -> impl ReadWords + Copy {
         Part { words: self, base }
     }
+}
 
-    /// Says that word `index` will be loaded soon.
+/// Words by lines of eight, of which there is at least one.
+pub trait ReadLines {
+    /// How many whole lines there are.
+    fn count(&self) -> usize;
+
+    /// The line that a hash chooses: each for as many hashes as any other.
+    fn pick(&self, hash: u64) -> impl ReadLine;
+}
+
+/// The eight words of a line.
+pub trait ReadLine: ReadWords + Copy {
+    /// Which of the first four words have that low half: bit `n` for the `n`-th. A hint, of relaxed
+    /// loads: whoever acts on a word loads it again.
     #[inline(always)]
-    fn will_load(&self, index: usize) {
-        let _ = index;
+    fn which_of_four(self, low: u32) -> u32 {
+        let same = |n: usize| self.load(n, Ordering::Relaxed) as u32 == low;
+        (0..4).fold(0, |mask, n| mask | u32::from(same(n)) << n)
     }
+}
+
+/// Which of `count` lines a hash chooses.
+#[inline(always)]
+pub fn line_of(hash: u64, count: usize) -> usize {
+    ((u128::from(hash) * count as u128) >> 64) as usize
 }
 
 /// Some of a set of words.
@@ -51,6 +71,8 @@ impl<W: ReadWords + ?Sized> ReadWords for Part<'_, W> {
         self.words.load(self.base + index, order)
     }
 }
+
+impl<W: ReadWords + ?Sized> ReadLine for Part<'_, W> {}
 
 /// Words that this side may also store.
 pub trait WriteWords: ReadWords {
@@ -97,6 +119,16 @@ impl ReadWords for LocalWords {
     }
 }
 
+impl ReadLines for LocalWords {
+    fn count(&self) -> usize {
+        self.len() / 8
+    }
+
+    fn pick(&self, hash: u64) -> impl ReadLine {
+        Part { words: self, base: line_of(hash, ReadLines::count(self)) * 8 }
+    }
+}
+
 impl WriteWords for LocalWords {
     fn store(&self, index: usize, value: u64, order: Ordering) {
         self.0[index].store(value, order);
@@ -105,8 +137,8 @@ impl WriteWords for LocalWords {
 
 #[cfg(not(loom))]
 mod shared {
-    use super::{Ordering, ReadWords, WriteWords};
-    use crate::region::{Few, Ro, Rw};
+    use super::{Ordering, ReadLine, ReadLines, ReadWords, WriteWords};
+    use crate::region::{Few, Line, Lines, Ro, Rw};
     use crate::sync::AtomicU64;
 
     impl ReadWords for Ro<AtomicU64> {
@@ -131,10 +163,30 @@ mod shared {
         fn which(&self, base: usize, value: u64) -> u32 {
             Self::which(*self, base, value)
         }
+    }
+
+    impl ReadWords for Line<'_> {
+        #[inline(always)]
+        fn load(&self, index: usize, order: Ordering) -> u64 {
+            Self::load(*self, index, order)
+        }
+    }
+
+    impl ReadLine for Line<'_> {
+        #[inline(always)]
+        fn which_of_four(self, low: u32) -> u32 {
+            Self::which_of_four(self, low)
+        }
+    }
+
+    impl ReadLines for Lines {
+        fn count(&self) -> usize {
+            Self::count(self)
+        }
 
         #[inline(always)]
-        fn will_load(&self, index: usize) {
-            Self::will_load(*self, index);
+        fn pick(&self, hash: u64) -> impl ReadLine {
+            Self::pick(self, hash)
         }
     }
 

@@ -5,14 +5,55 @@ use std::ops::Range;
 use oslet::id::PageRef;
 use oslet::publish::{self, Slot};
 use oslet::sync::Ordering;
-use oslet::words::{ReadWords, WriteWords};
+use oslet::words::{ReadLine, ReadLines, ReadWords, WriteWords, line_of};
 
-use super::{fold, reduce};
+use super::{fold, mix};
 use crate::id::Ino;
 
-const SLOTS: usize = 8;
-/// The keys of a bucket, then its references: a line each.
+const SLOTS: usize = 4;
+/// The keys of a bucket, then its references: one line.
 const BUCKET_WORDS: usize = SLOTS * 2;
+/// 2^64 divided by the golden ratio: multiples of it, modulo 2^64, keep away from one another.
+const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// What the keys of one file's pages have in common.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FileKey {
+    /// The key of its first page: no other file's pages have these low halves but by chance.
+    low: u64,
+    /// The hash of its first page.
+    first: u64,
+}
+
+impl FileKey {
+    /// Of the file with that number.
+    #[inline]
+    pub fn new(ino: Ino) -> Self {
+        let mixed = mix(ino.0.into());
+        Self { low: u64::from(ino.0) << 32 | mixed >> 32, first: mixed << 32 | mixed >> 32 }
+    }
+
+    /// Of one of its first 2^32 pages.
+    #[inline(always)]
+    pub fn near(self, page: u32) -> Key {
+        let page = u64::from(page);
+        let hash = self.first.wrapping_add(page.wrapping_mul(GOLDEN));
+        Key { low: self.low ^ page, high: 0, hash }
+    }
+
+    /// Of any of its pages; `None` beyond every file's end.
+    pub fn page(self, page: u64) -> Option<Key> {
+        let high = page >> 32;
+        let near = self.near(page as u32);
+        let hash = near.hash.wrapping_add(fold(high));
+        let key = Key { high: high << PageRef::SPARE_SHIFT, hash, ..near };
+        match high {
+            0 => Some(near),
+            1..16 => Some(key),
+            _ => None,
+        }
+    }
+}
 
 /// A page of a file: 32 bits of inode and 36 of page number (a file of ext4 has at most 2^36 pages
 /// of 4 KiB). The upper four bits of the page lie in the spare bits of the reference's word.
@@ -20,23 +61,35 @@ const BUCKET_WORDS: usize = SLOTS * 2;
 pub struct Key {
     low: u64,
     high: u64,
+    /// Chooses the first bucket. Of pages that follow one another none come close, so that a
+    /// file's pages fill all buckets alike.
+    hash: u64,
 }
 
 impl Key {
     /// The page that holds the bytes from `page * 4096` on; `None` beyond every file's end.
-    #[inline(always)]
     pub fn new(ino: Ino, page: u64) -> Option<Self> {
-        if page >> 36 != 0 {
-            return None;
-        }
-        let low = u64::from(ino.0) << 32 | (page & 0xffff_ffff);
-        Some(Self { low, high: page >> 32 << PageRef::SPARE_SHIFT })
+        FileKey::new(ino).page(page)
     }
 
-    #[inline(always)]
-    fn hash(self) -> u64 {
+    /// Of the page with that key and that reference's word in its slot.
+    fn in_slot(low: u64, value: u64) -> Self {
+        let (ino, page) = named(low, value);
+        let near = FileKey::new(ino).near(page as u32);
+        Self::new(ino, page).unwrap_or(near)
+    }
+
+    /// Chooses the second bucket.
+    fn other_hash(self) -> u64 {
         fold(self.low ^ self.high)
     }
+}
+
+/// The inode and the page that a slot's words name.
+fn named(low: u64, value: u64) -> (Ino, u64) {
+    let ino = Ino((low >> 32) as u32);
+    let page = (low ^ FileKey::new(ino).low) & 0xffff_ffff;
+    (ino, page | value >> PageRef::SPARE_SHIFT << 32)
 }
 
 /// A link that was found; use it behind a pin only if [`Found::still`] holds.
@@ -82,57 +135,50 @@ impl PageIndex<()> {
     }
 }
 
+impl<W: ReadLines> PageIndex<W> {
+    /// The index in lines, to read it.
+    pub fn read(lines: W) -> Self {
+        let buckets = lines.count();
+        Self { words: lines, buckets }
+    }
+
+    /// What is linked in the first slot that looks like that key's, in the first bucket that it
+    /// could be in: most pages are there. No branch but on that; what is returned need not be a
+    /// reference, nor the key's, before [`Found::still`] says so.
+    #[inline(always)]
+    pub fn glance(&self, key: Key) -> Option<Found<impl ReadWords + Copy>> {
+        let bucket = self.words.pick(key.hash);
+        let at = bucket.which_of_four(key.low as u32).trailing_zeros() as usize;
+        if at >= SLOTS {
+            return None;
+        }
+        let word = publish::linked(&bucket, slot(at)) ^ key.high;
+        Some(Found { word, slot: slot(at), bucket, key })
+    }
+
+    /// The link under `key`.
+    pub fn find(&self, key: Key) -> Option<Found<impl ReadWords + Copy>> {
+        [key.hash, key.other_hash()].into_iter().find_map(|hash| {
+            let bucket = self.words.pick(hash);
+            // More than one may match: the slot of a link that is gone keeps its key.
+            (0..SLOTS).find_map(|at| {
+                if bucket.load(at, Ordering::Relaxed) != key.low {
+                    return None;
+                }
+                let word = publish::linked(&bucket, slot(at)) ^ key.high;
+                // Without its spare bits a reference, or an empty slot.
+                let good = word >> PageRef::SPARE_SHIFT == 0 && word != 0;
+                good.then_some(Found { word, slot: slot(at), bucket, key })
+            })
+        })
+    }
+}
+
 impl<W: ReadWords> PageIndex<W> {
     /// The index that `len` bytes of words hold; `None` if they are too few for any.
     pub fn new(words: W, len: usize) -> Option<Self> {
         let buckets = len / (BUCKET_WORDS * 8);
         (buckets > 0).then_some(Self { words, buckets })
-    }
-
-    /// The link under `key`.
-    #[inline(always)]
-    pub fn find(&self, key: Key) -> Option<Found<impl ReadWords + Copy>> {
-        let hash = key.hash();
-        let mut bucket = self.bucket(reduce(hash as u32, self.buckets));
-        let mut found = Self::find_in(bucket, key);
-        if found.0 == 0 {
-            let other = reduce((hash >> 32) as u32, self.buckets);
-            bucket = self.bucket(other);
-            found = self.find_there(other, key);
-        }
-        let (word, at) = found;
-        (word != 0).then(|| Found { word, slot: slot(at % SLOTS), bucket, key })
-    }
-
-    /// The word of the reference that a bucket links under `key`, zero for none, and its slot. Two
-    /// numbers, not an option of a structure: what is returned in memory is waited for.
-    #[inline(always)]
-    fn find_in(bucket: impl ReadWords + Copy, key: Key) -> (u64, usize) {
-        bucket.will_load(SLOTS);
-        let mut slots = bucket.which(0, key.low);
-        // More than one may match: the slot of a link that is gone keeps its key.
-        while slots != 0 {
-            let at = slots.trailing_zeros() as usize / 2 % SLOTS;
-            let word = publish::linked(&bucket, slot(at)) ^ key.high;
-            // Without its spare bits a reference, or an empty slot.
-            if word >> PageRef::SPARE_SHIFT == 0 && word != 0 {
-                return (word, at);
-            }
-            slots &= slots - 1;
-        }
-        (0, 0)
-    }
-
-    /// As [`Self::find_in`], for the bucket that few keys are in.
-    #[cold]
-    #[inline(never)]
-    fn find_there(&self, bucket: usize, key: Key) -> (u64, usize) {
-        Self::find_in(self.bucket(bucket), key)
-    }
-
-    #[inline(always)]
-    fn bucket(&self, bucket: usize) -> impl ReadWords + Copy {
-        self.words.few::<BUCKET_WORDS>(bucket * BUCKET_WORDS)
     }
 }
 
@@ -152,29 +198,38 @@ impl<W: WriteWords> PageIndex<W> {
     }
 
     /// Moves one of the links in `taken` to the other bucket that its key could be in, if there is
-    /// room in it. Returns the page that it links, and the slot where that is linked now.
+    /// room in it; else one of the links that are in the way there. Returns the page that was
+    /// linked in that slot, and the slot where it is linked now: try again.
     ///
     /// A reader that has found the old slot finds it changed behind its pin, and asks the owner.
     pub fn make_way(&self, taken: &[usize]) -> Option<(PageRef, usize)> {
-        taken.iter().find_map(|&at| {
-            let from = slot(at);
-            let low = self.words.load(from.key, Ordering::Relaxed);
-            let value = self.words.load(from.value, Ordering::Relaxed);
-            let high = value >> PageRef::SPARE_SHIFT << PageRef::SPARE_SHIFT;
-            let here = at / BUCKET_WORDS;
-            let homes = self.homes(Key { low, high });
-            let other = homes.into_iter().find(|&bucket| bucket != here)?;
-            let to = self.free_slot(other)?;
-            let page = PageRef::from_word(value)?;
-            publish::link(&self.words, slot(to), low, value);
-            publish::unlink(&self.words, from);
-            Some((page, to))
+        let moved = taken.iter().find_map(|&at| self.move_away(at));
+        moved.or_else(|| {
+            let others = taken.iter().filter_map(|&at| self.other_bucket(at));
+            others.flat_map(slots_of).find_map(|at| self.move_away(at))
         })
     }
 
+    /// The other bucket that what is linked in a slot could be in.
+    fn other_bucket(&self, at: usize) -> Option<usize> {
+        let low = self.words.load(slot(at).key, Ordering::Relaxed);
+        let value = self.words.load(slot(at).value, Ordering::Relaxed);
+        let here = at / BUCKET_WORDS;
+        self.homes(Key::in_slot(low, value)).into_iter().find(|&bucket| bucket != here)
+    }
+
+    fn move_away(&self, at: usize) -> Option<(PageRef, usize)> {
+        let to = self.free_slot(self.other_bucket(at)?)?;
+        let low = self.words.load(slot(at).key, Ordering::Relaxed);
+        let value = self.words.load(slot(at).value, Ordering::Relaxed);
+        let page = PageRef::from_word(value)?;
+        publish::link(&self.words, slot(to), low, value);
+        publish::unlink(&self.words, slot(at));
+        Some((page, to))
+    }
+
     fn homes(&self, key: Key) -> [usize; 2] {
-        let hash = key.hash();
-        [hash as u32, (hash >> 32) as u32].map(|half| reduce(half, self.buckets))
+        [key.hash, key.other_hash()].map(|hash| line_of(hash, self.buckets))
     }
 
     fn free_slot(&self, bucket: usize) -> Option<usize> {
@@ -207,9 +262,11 @@ impl<W: WriteWords> PageIndex<W> {
         let of_slot = |at: usize| {
             let low = self.words.load(slot(at).key, Ordering::Relaxed);
             let value = self.words.load(slot(at).value, Ordering::Relaxed);
-            let page = low & 0xffff_ffff | value >> PageRef::SPARE_SHIFT << 32;
-            let wanted = low >> 32 == u64::from(ino.0) && range.contains(&page);
-            Some((page, at, PageRef::from_word(value).filter(|_| wanted)?))
+            if low >> 32 != u64::from(ino.0) {
+                return None;
+            }
+            let (_, page) = named(low, value);
+            Some((page, at, PageRef::from_word(value).filter(|_| range.contains(&page))?))
         };
         (0..self.buckets).flat_map(slots_of).filter_map(of_slot).collect()
     }

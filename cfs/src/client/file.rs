@@ -7,7 +7,7 @@ use oslet::region::{PageGuard, RawSlice, Region};
 
 use super::Client;
 use super::view::View;
-use crate::cache::Key;
+use crate::cache::{FileKey, Key};
 use crate::id::Ino;
 use crate::wire::{self, kind};
 use crate::{Error, Result};
@@ -24,6 +24,7 @@ const BATCH: u64 = 256;
 pub struct File {
     client: Arc<Client>,
     ino: Ino,
+    key: FileKey,
     /// The client's view when the file was opened: while it is current, no counter is touched.
     view: Arc<View>,
 }
@@ -73,7 +74,8 @@ impl Page<'_> {
 
 impl File {
     pub(super) fn new(client: &Arc<Client>, ino: Ino) -> Self {
-        Self { client: Arc::clone(client), ino, view: client.view.load_full() }
+        let view = client.view.load_full();
+        Self { client: Arc::clone(client), ino, key: FileKey::new(ino), view }
     }
 
     /// Its number.
@@ -94,17 +96,17 @@ impl File {
     /// miss they are asked for together.
     #[inline(always)]
     pub fn read_ref_of(&self, page: u64, end: u64) -> Result<Option<Page<'_>>> {
-        let Some(key) = Key::new(self.ino, page) else { return Ok(None) };
-        if let Some(guard) = self.pin_here(key) {
+        if let Some(guard) = self.pin_here(page) {
             return Ok(Some(Page::Shared(guard)));
         }
-        *self.miss(key, page, end.saturating_sub(page))
+        *self.miss(page, end)
     }
 
     /// The page if it is cached: the owner is not asked.
     #[inline]
     pub fn cached_ref(&self, page: u64) -> Option<Page<'_>> {
-        self.pin_cached(Key::new(self.ino, page)?).map(Page::Shared)
+        let guard = self.pin_here(page).or_else(|| self.pin_cached(self.key.page(page)?));
+        guard.map(Page::Shared)
     }
 
     /// Fills `buf` with the bytes from `offset` on, copied. Returns how many there were: fewer only
@@ -120,12 +122,10 @@ impl File {
             let at = offset + done as u64;
             let within = (at % PAGE) as usize;
             let part = (len - done).min(PAGE as usize - within);
-            let last = (offset + len as u64).div_ceil(PAGE);
-            let key = Key::new(self.ino, at / PAGE).ok_or(Error::NoSuchOffset)?;
             let out = &mut buf[done..done + part];
-            match self.pin_here(key) {
+            match self.pin_here(at / PAGE) {
                 Some(guard) => guard.bytes().copy_to(within, out),
-                None => match (*self.miss(key, at / PAGE, last - at / PAGE))? {
+                None => match (*self.miss(at / PAGE, (offset + len as u64).div_ceil(PAGE)))? {
                     Some(page) => page.copy_to(within, out),
                     None => break,
                 },
@@ -135,10 +135,10 @@ impl File {
         Ok(done)
     }
 
-    /// The page if it is cached and the owner is who it was when the file was opened.
+    /// The page if it is cached where most are, and the owner who it was when the file was opened.
     #[inline(always)]
-    fn pin_here(&self, key: Key) -> Option<PageGuard<'_>> {
-        if self.view.is_current() { self.view.pin(key) } else { None }
+    fn pin_here(&self, page: u64) -> Option<PageGuard<'_>> {
+        self.view.pin_at_once(self.key, u32::try_from(page).ok()?)
     }
 
     /// The page if it is cached.
@@ -150,14 +150,16 @@ impl File {
         self.client.cached(|view| view.pin_in(region, key))
     }
 
-    /// As [`Self::fetch`], for a page that is not cached by who owned the volume at first. Boxed:
-    /// where both ways of getting a page meet, what is passed on then is in registers.
+    /// As [`Self::fetch`], for a page that [`Self::pin_here`] has not found, of those up to before
+    /// `end`. Boxed: where both ways of getting a page meet, what is passed on then is in
+    /// registers.
     #[cold]
     #[inline(never)]
-    fn miss(&self, key: Key, page: u64, wanted: u64) -> Box<Result<Option<Page<'_>>>> {
+    fn miss(&self, page: u64, end: u64) -> Box<Result<Option<Page<'_>>>> {
+        let Some(key) = self.key.page(page) else { return Box::new(Ok(None)) };
         Box::new(match self.pin_cached(key) {
             Some(guard) => Ok(Some(Page::Shared(guard))),
-            None => self.fetch(key, page, wanted),
+            None => self.fetch(key, page, end.saturating_sub(page)),
         })
     }
 

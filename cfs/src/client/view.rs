@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use oslet::id::{Epoch, ParticipantId};
-use oslet::region::{Home, OwnerWord, PageGuard, Region, Ro};
+use oslet::region::{Home, Lines, OwnerWord, PageGuard, Region, Ro};
 use oslet::rpc::Channel;
 use oslet::sync::AtomicU64;
 
 use super::Connect;
-use crate::cache::{InodeTable, Key, Name, NameIndex, PageIndex, kind};
+use crate::cache::{FileKey, InodeTable, Key, Name, NameIndex, PageIndex, kind};
 use crate::owner::Owner;
 use crate::{Error, Result};
 
@@ -23,6 +23,8 @@ pub(super) enum Route {
 pub(super) struct View {
     /// Whose it is, as [`oslet::region::Ownership::tag`] has it; of nobody [`NOBODY`].
     owner: u64,
+    /// The same with all else that the control page said of the volume then.
+    word: u64,
     /// Whose the volume is now.
     now: OwnerWord,
     /// The runtime that it is of, and the incarnation.
@@ -37,7 +39,7 @@ pub(super) struct View {
 
 /// Pages that are cached, and the frames that they are in.
 struct Pages {
-    index: PageIndex<Ro<AtomicU64>>,
+    index: PageIndex<Lines>,
     frames: Home,
 }
 
@@ -49,6 +51,7 @@ impl View {
     pub(super) fn none(region: &Region, object: u64) -> Self {
         Self {
             owner: NOBODY,
+            word: NOBODY,
             now: region.control().owner_word(object as usize),
             home: None,
             epoch: Epoch(0),
@@ -82,10 +85,12 @@ impl View {
             None => Route::Remote(connect.channel(oslet, epoch)?),
         };
         // A table that is too small holds nothing: what is not found is asked for.
-        let index = PageIndex::new(pages.0, pages.1);
-        let pages = index.and_then(|index| Some(Pages { index, frames: region.home(who, epoch)? }));
+        let pages = pages.0.lines().and_then(|lines| {
+            Some(Pages { index: PageIndex::read(lines), frames: region.home(who, epoch)? })
+        });
         Ok(Self {
             owner: ownership.tag(),
+            word: ownership.to_word(),
             now: region.control().owner_word(object as usize),
             home: Some(who),
             epoch,
@@ -103,8 +108,19 @@ impl View {
         self.now.tag() == self.owner
     }
 
-    /// The frame that a page is cached in, pinned.
+    /// The frame that one of a file's first 2^32 pages is cached in, pinned, if nothing has
+    /// changed and the page is where most are. If not, there are [`Self::pin`] and others to ask.
     #[inline(always)]
+    pub(super) fn pin_at_once(&self, file: FileKey, page: u32) -> Option<PageGuard<'_>> {
+        if self.now.word() != self.word {
+            return None;
+        }
+        let Pages { index, frames } = self.pages.as_ref()?;
+        let found = index.glance(file.near(page))?;
+        frames.pin_if(found.word, || found.still())
+    }
+
+    /// The frame that a page is cached in, pinned.
     pub(super) fn pin(&self, key: Key) -> Option<PageGuard<'_>> {
         let Pages { index, frames } = self.pages.as_ref()?;
         let found = index.find(key)?;

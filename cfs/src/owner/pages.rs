@@ -108,7 +108,7 @@ impl Owner {
     }
 
     pub(super) fn find(&self, ino: Ino, page: u64) -> Option<PageRef> {
-        self.pages.lock().find(Key::new(ino, page)?).map(|found| found.page())
+        self.pages.lock().locate(Key::new(ino, page)?).map(|(_, page)| page)
     }
 
     /// Reads the pages from `first` to before `end` that nobody else is reading, as far as they

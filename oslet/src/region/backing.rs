@@ -32,8 +32,8 @@ impl Backing {
         }
     }
 
-    /// Makes a file of `len` bytes, all reserved: a full filesystem or pool is an error here and
-    /// never a signal later. `tag` names the file (`o0.0.1`), `what` names it in errors.
+    /// Makes a file of `len` bytes, which [`Self::reserve`] is to reserve before it is used. `tag`
+    /// names the file (`o0.0.1`), `what` names it in errors.
     pub(super) fn create(&self, tag: &str, len: usize, what: &str) -> Result<SharedFile> {
         let (file, path) = match self {
             Self::Memfd => (memfd(tag, MemfdFlags::empty(), what)?, None),
@@ -47,12 +47,16 @@ impl Backing {
             }
         };
         let shared = SharedFile { file, path, sealable: !matches!(self, Self::File(_)) };
-        let reserve = || -> rustix::io::Result<()> {
-            rustix::fs::ftruncate(&shared.file, len as u64)?;
-            rustix::fs::fallocate(&shared.file, FallocateFlags::empty(), 0, len as u64)
-        };
-        reserve().map_err(Error::io(format!("{what}: cannot reserve {len} bytes of {self}")))?;
+        let made = rustix::fs::ftruncate(&shared.file, len as u64);
+        made.map_err(Error::io(format!("{what}: cannot have {len} bytes of {self}")))?;
         Ok(shared)
+    }
+
+    /// Reserves all of a file that [`Self::create`] has made: a full filesystem or pool is an error
+    /// here and never a signal later.
+    pub(super) fn reserve(&self, shared: &SharedFile, len: usize, what: &str) -> Result<()> {
+        let reserved = rustix::fs::fallocate(&shared.file, FallocateFlags::empty(), 0, len as u64);
+        reserved.map_err(Error::io(format!("{what}: cannot reserve {len} bytes of {self}")))
     }
 }
 

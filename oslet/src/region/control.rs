@@ -52,7 +52,8 @@ pub struct Ownership {
 const OWNER_TAG: u64 = (1 << 40) - 1;
 
 impl Ownership {
-    fn to_word(self) -> u64 {
+    /// As the control page has it.
+    pub fn to_word(self) -> u64 {
         let (owner, epoch) =
             self.owner.map_or((0, 0), |(oslet, epoch)| (oslet.index() as u64 + 1, epoch.0));
         let predecessor = self.predecessor.map_or(0, |oslet| oslet.index() as u64 + 1);
@@ -94,11 +95,17 @@ impl Ownership {
 pub struct OwnerWord(One);
 
 impl OwnerWord {
+    /// [`Ownership::to_word`] of who owns it now.
+    #[inline(always)]
+    pub fn word(&self) -> u64 {
+        // SYNC POINT: ownership
+        self.0.load(Ordering::SeqCst)
+    }
+
     /// [`Ownership::tag`] of who owns it now.
     #[inline(always)]
     pub fn tag(&self) -> u64 {
-        // SYNC POINT: ownership
-        self.0.load(Ordering::SeqCst) & OWNER_TAG
+        self.word() & OWNER_TAG
     }
 }
 

@@ -13,9 +13,9 @@ use crate::{hazard, limits};
 
 /// The frames of one incarnation of one participant, to be pinned.
 pub struct Home {
-    /// The word of a reference to its first frame, but for the generation.
-    origin: u64,
-    /// What a word of it is below, once [`Self::origin`] is taken off.
+    /// The least word of a reference to one of its frames: the first, in the first generation.
+    first: u64,
+    /// What words of its frames are below, once [`Self::first`] is taken off.
     end: u64,
     /// All of its frames, of which `end` tells how many there are.
     frames: RawSlice,
@@ -40,10 +40,10 @@ impl Region {
         let frames = record.segment.frame_bytes();
         let count = frames.len() / limits::FRAME_SIZE;
         let first = record.pins.get(0).filter(|_| record.pins.len() == count)?;
-        let origin = PageRef { home: who, frame: FrameNo(0), generation: Generation::new(0) };
+        let origin = PageRef { home: who, frame: FrameNo(0), generation: Generation::new(1) };
         Some(Home {
-            origin: origin.to_word(),
-            end: (count as u64) << limits::GENERATION_BITS,
+            first: origin.to_word(),
+            end: ((count as u64) << limits::GENERATION_BITS) - 1,
             frames,
             pins: NonNull::from(first),
             clock: record.segment.clock_word(),
@@ -60,11 +60,13 @@ impl Home {
     }
 
     /// Pins the frame of the reference that is this word if `still` holds afterwards, and gives
-    /// access to it; as [`Region::pin_if`]. References to frames of others are refused.
+    /// access to it; as [`Region::pin_if`]. References to frames of others are refused, and so is
+    /// zero. (A word whose generation alone is zero is none that anybody hands out; it pins, and
+    /// gives access to, the frame before.)
     #[inline(always)]
     pub fn pin_if(&self, word: u64, still: impl FnOnce() -> bool) -> Option<PageGuard<'_>> {
-        // One look at home, frame and spare bits: what differs in the upper ones is too large.
-        let place = word ^ self.origin;
+        // One look at home, frame and spare bits: what is below wraps around.
+        let place = word.wrapping_sub(self.first);
         if place >= self.end {
             return None;
         }
@@ -84,7 +86,7 @@ impl Home {
 
 impl fmt::Debug for Home {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let home = PageRef::named_by(self.origin).home;
+        let home = PageRef::named_by(self.first).home;
         write!(f, "home {home:?} in {:?}", self.region.own().participant())
     }
 }

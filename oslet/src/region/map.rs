@@ -3,20 +3,30 @@
 //! A view never hands out a Rust reference to memory that a peer may write (R3): control words are
 //! read as atomics by value, bytes are copied.
 
+mod lines;
 mod words;
 
 use std::fs::File;
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use memmap2::{MmapOptions, MmapRaw};
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
+pub use lines::{Line, Lines};
 pub use words::{Atom, Few, One, Ro, Rw};
 
 use super::backing::HUGE_PAGE;
 use crate::limits::FRAME_SIZE;
 use crate::{Error, Result};
+
+/// Huge pages asked for at a time: 256 MiB.
+const HUGE_AT_ONCE: usize = 128;
+/// How long a segment is waited for whose huge pages the kernel has to put together first.
+const HUGE_LIMIT: Duration = Duration::from_secs(3);
 
 /// How memory is brought in when it is mapped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -92,13 +102,13 @@ impl Mapping {
             // Both are requests: a kernel without huge shared pages refuses, and small ones serve.
             // Collapsing comes before small pages are mapped one by one.
             let advised = self.advise(Advice::LinuxHugepage).is_ok();
-            huge = self.collapse() && advised;
+            huge = self.collapse(0, self.len).is_ok() && advised;
         }
         if paging.prefault || paging.huge {
             let advice =
                 if self.writable { Advice::LinuxPopulateWrite } else { Advice::LinuxPopulateRead };
             match self.advise(advice) {
-                Ok(()) | Err(rustix::io::Errno::INVAL) => {}
+                Ok(()) | Err(Errno::INVAL) => {}
                 Err(e) => return Err(Error::io(format!("{}: populate", self.what))(e)),
             }
         }
@@ -110,12 +120,51 @@ impl Mapping {
         unsafe { rustix::mm::madvise(self.start.as_ptr().cast(), self.len, advice) }
     }
 
-    /// Asks the kernel to replace small pages by huge ones (Linux 6.1 and later).
-    fn collapse(&self) -> bool {
+    /// Takes memory for a file that has none yet, as far as the kernel gives huge pages for it
+    /// (Linux 6.1 and later, whatever its default is). Returns whether all of them are huge; what
+    /// is missing is reserved otherwise.
+    ///
+    /// In this order they cost less than small ones. Once small pages are there, as many bytes
+    /// have to be copied, and that not at all when a device has them pinned.
+    pub(super) fn take_huge_pages(&self, file: &File) -> bool {
+        let whole = self.len / HUGE_PAGE;
+        let end = Instant::now() + HUGE_LIMIT;
+        let mut all = whole > 0;
+        for first in (0..whole).step_by(HUGE_AT_ONCE) {
+            let count = HUGE_AT_ONCE.min(whole - first);
+            for page in first..first + count {
+                // Where nothing is, nothing is collapsed.
+                let (flags, at) = (FallocateFlags::empty(), (page * HUGE_PAGE) as u64);
+                if rustix::fs::fallocate(file, flags, at, FRAME_SIZE as u64).is_err() {
+                    return false;
+                }
+            }
+            match self.collapse(first * HUGE_PAGE, count * HUGE_PAGE) {
+                Ok(()) => {}
+                // Some pages were busy at that moment.
+                Err(Errno::AGAIN | Errno::BUSY) => all = false,
+                Err(_) => return false,
+            }
+            if Instant::now() > end {
+                return false;
+            }
+        }
+        all
+    }
+
+    /// Asks the kernel to replace small pages by huge ones.
+    fn collapse(&self, offset: usize, len: usize) -> rustix::io::Result<()> {
         const MADV_COLLAPSE: i32 = 25;
-        // SAFETY: as in `advise`; collapsing keeps the contents.
-        let rc = unsafe { libc::madvise(self.start.as_ptr().cast(), self.len, MADV_COLLAPSE) };
-        rc == 0
+        debug_assert!(offset + len <= self.len);
+        // SAFETY: as in `advise`, for a part of the mapping; collapsing keeps the contents.
+        let rc =
+            unsafe { libc::madvise(self.start.as_ptr().add(offset).cast(), len, MADV_COLLAPSE) };
+        match rc {
+            0 => Ok(()),
+            _ => {
+                Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL))
+            }
+        }
     }
 
     /// Gives the memory back while keeping the addresses: from now on every byte reads as zero.

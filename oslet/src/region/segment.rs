@@ -143,9 +143,18 @@ impl OwnSegment {
         let oslet = spec.participant.oslet.index();
         let tag = format!("{oslet}.{}.{}", spec.participant.slot(), spec.epoch);
         let shared = backing.create(&tag, parts.len, &what)?;
+        let anonymous = *backing == Backing::Memfd;
+        if !anonymous {
+            backing.reserve(&shared, parts.len, &what)?;
+        }
         let map = Arc::new(Mapping::new(&shared.file, parts.len, true, &what)?);
         // Memory of the pool is never anything else.
-        let huge = map.page_in(spec.paging)? || *backing == Backing::Hugetlb;
+        let mut huge = *backing == Backing::Hugetlb;
+        if anonymous {
+            huge = map.take_huge_pages(&shared.file);
+            backing.reserve(&shared, parts.len, &what)?;
+        }
+        huge = map.page_in(spec.paging)? || huge;
         shared.seal(&what)?;
         let words = map.words_mut::<AtomicU64>(0, at::FIXED_LEN / 8)?;
         let frame_table = map.words_mut::<AtomicU32>(parts.frame_table, spec.frames)?;

@@ -372,6 +372,67 @@ fn words_of_a_line_are_compared_at_once() {
 }
 
 #[test]
+fn a_hash_chooses_a_line_inside_and_its_low_halves_are_compared_at_once() {
+    let (a, _) = pair(1);
+    let offset = a.own().alloc(5 * 64, 64).unwrap();
+    // The last line is not whole.
+    let words = a.own().words_mut(offset, 4 * 8 + 7).unwrap();
+    let mut low = [0x1111_2222, 0x3333_4444, 0x3333_4444, 0].into_iter().cycle();
+    for n in 0..words.len() {
+        let line = n as u64 / 8;
+        words.store(n, low.next().unwrap() | line << 32, Ordering::Relaxed);
+    }
+    let all = words.read_only();
+    let lines = all.lines().unwrap();
+    assert_eq!((lines.count(), lines.words().len()), (4, 39));
+    for hash in [0, 1, u64::MAX / 4, u64::MAX / 4 + 1, u64::MAX / 2, u64::MAX - 1, u64::MAX] {
+        let line = lines.pick(hash);
+        assert_eq!(line.load(0, Ordering::Relaxed) >> 32, hash >> 62, "{hash:#x}");
+        assert_eq!(line.which_of_four(0x3333_4444), 0b110);
+        assert_eq!(line.which_of_four(0x1111_2222), 0b1);
+        assert_eq!(line.which_of_four(0), 0b1000);
+        assert_eq!(line.which_of_four(0x2222_1111), 0);
+    }
+    let beyond = std::panic::AssertUnwindSafe(lines.pick(0));
+    assert!(std::panic::catch_unwind(|| beyond.load(8, Ordering::Relaxed)).is_err());
+    // A peer says where its tables are: one that begins within a line is none.
+    let (within, few) = (a.own().words_mut(offset + 8, 16).unwrap(), a.own().words_mut(offset, 7));
+    assert!(within.read_only().lines().is_none());
+    assert!(few.unwrap().read_only().lines().is_none());
+}
+
+/// Memory comes in huge pages where the kernel has them for who asks, and none is missing where it
+/// has not.
+#[test]
+fn a_segment_takes_huge_pages_unasked() {
+    let control = ControlPage::create(&Backing::Memfd, "huge", 1).unwrap();
+    let spec = SegmentSpec {
+        participant: runtime(0),
+        epoch: Epoch(1),
+        frames: 2 * HUGE_PAGE / limits::FRAME_SIZE + 3,
+        space: 1 << 16,
+        paging: Paging::default(),
+    };
+    let own = OwnSegment::create(&Backing::Memfd, control.cluster(), &spec).unwrap();
+    let file = own.reader().unwrap();
+    let blocks = std::os::unix::fs::MetadataExt::blocks(&file.metadata().unwrap());
+    assert_eq!(blocks * 512, own.len() as u64, "all of it is reserved, and nothing else");
+    // Who insists gets what the kernel has, if need be by copying.
+    let asking = SegmentSpec { paging: Paging { huge: true, prefault: false }, ..spec };
+    let asked = OwnSegment::create(&Backing::Memfd, control.cluster(), &asking).unwrap();
+    if !asked.huge() {
+        println!("skipped: the kernel has no huge pages");
+        return;
+    }
+    assert!(own.huge());
+    let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let address = own.slice(0, 1).unwrap().as_ptr();
+    let mine = smaps.split_once(&format!("{:x}-", address as usize)).unwrap().1;
+    let mapped = mine.lines().find(|line| line.starts_with("ShmemPmdMapped:")).unwrap();
+    assert_eq!(mapped.split_whitespace().nth(1), Some("6144"), "tables, and all frames but three");
+}
+
+#[test]
 fn a_published_frame_is_overwritten_under_its_readers() {
     let (a, b) = pair(2);
     let (arena, own) = (Arena::new(&a), a.own());

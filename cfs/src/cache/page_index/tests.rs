@@ -15,10 +15,9 @@ fn all_pages_that_the_index_is_made_for_are_found() {
     let key = |n: u32| Key::new(Ino(7 + n % 5), u64::from(n) << (n % 2 * 17)).unwrap();
     let mut moved = 0;
     for n in 0..PAGES {
-        if let Err(taken) = index.link(key(n), page(n)) {
+        while let Err(taken) = index.link(key(n), page(n)) {
             let (other, slot) = index.make_way(&taken).expect("no room in any other bucket");
             assert_eq!(index.at(slot), Some(other));
-            index.link(key(n), page(n)).expect("a slot was made free");
             moved += 1;
         }
     }
@@ -27,6 +26,37 @@ fn all_pages_that_the_index_is_made_for_are_found() {
         let found = index.find(key(n)).unwrap_or_else(|| panic!("page {n} is lost"));
         assert!(found.page() == page(n) && found.still(), "page {n}");
     }
+}
+
+/// A file's pages are found at a glance: nearly all of them lie in their first bucket, however full
+/// the index is.
+#[test]
+fn the_pages_of_a_large_file_are_found_at_a_glance() {
+    const PAGES: u32 = 40_000;
+    let len = PageIndex::bytes(PAGES as usize);
+    let index = PageIndex::new(LocalWords::new(len / 8), len).unwrap();
+    let home = ParticipantId::runtime(OsletId::new(3).unwrap());
+    let page = |n: u32| PageRef { home, frame: FrameNo(n), generation: Generation::new(n + 1) };
+    let file = FileKey::new(Ino(12));
+    for n in 0..PAGES {
+        while let Err(taken) = index.link(file.near(n), page(n)) {
+            index.make_way(&taken).expect("no room in any other bucket");
+        }
+    }
+    let seen = |n: &u32| {
+        let found = index.glance(file.near(*n)).filter(|found| found.still());
+        found.is_some_and(|found| found.page() == page(*n))
+    };
+    let count = (0..PAGES).filter(seen).count();
+    assert!(count > PAGES as usize * 97 / 100, "{count}");
+    // What is not there is not seen: no key, or an empty slot's, which `still` takes for a link.
+    for n in PAGES..2 * PAGES {
+        assert!(index.glance(file.near(n)).is_none_or(|found| !found.still()), "page {n}");
+    }
+    let (slot, _) = index.locate(file.near(7)).unwrap();
+    index.unlink(slot);
+    assert!(index.glance(file.near(7)).is_none_or(|found| found.word == 0));
+    assert!(index.find(file.near(7)).is_none());
 }
 
 /// The pages of one file, by looking each up and by going through the index.

@@ -6,7 +6,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
-use super::Mapping;
+use super::{Lines, Mapping};
 
 /// An atomic integer that may lie in shared memory.
 pub trait Atom: private::Sealed {
@@ -93,6 +93,11 @@ unsafe impl<A: Atom> Send for Ro<A> {}
 unsafe impl<A: Atom> Sync for Ro<A> {}
 
 impl<A: Atom> Ro<A> {
+    /// Where they are, for what is built on them.
+    pub(super) fn parts(&self) -> (NonNull<A>, usize) {
+        (self.ptr, self.len)
+    }
+
     /// The `len` words at `ptr`, which the caller has found to lie in `map`.
     pub(super) fn new(ptr: NonNull<A>, len: usize, map: Arc<Mapping>) -> Self {
         Self { ptr, len, _map: map, kind: PhantomData }
@@ -142,6 +147,11 @@ impl Ro<AtomicU64> {
         }
         // SAFETY: in bounds as asserted above.
         Few { ptr: unsafe { self.ptr.add(base) }, words: PhantomData }
+    }
+
+    /// These words by lines; `None` if they do not begin with one or have none that is whole.
+    pub fn lines(&self) -> Option<Lines> {
+        Lines::of(self)
     }
 
     /// Word `index` by itself.
@@ -230,25 +240,12 @@ impl<const N: usize> Few<'_, N> {
             mask | u32::from(atom.load(Ordering::Relaxed) == value) << (2 * n)
         })
     }
-
-    /// Brings the line of word `index` in, if the processor likes; a hint without any other effect.
-    #[inline(always)]
-    pub fn will_load(self, index: usize) {
-        #[cfg(all(target_arch = "x86_64", not(miri)))]
-        // SAFETY: a prefetch changes no memory and never faults.
-        unsafe {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(self.atom(index)).cast());
-        }
-        #[cfg(not(all(target_arch = "x86_64", not(miri))))]
-        let _ = index;
-    }
 }
 
 /// Takes numbers, where `assert` takes references, for which they would be stored.
 #[cold]
 #[inline(never)]
-fn out_of_bounds(from: usize, count: usize, len: usize) -> ! {
+pub(super) fn out_of_bounds(from: usize, count: usize, len: usize) -> ! {
     panic!("{count} words from {from} of {len}")
 }
 
