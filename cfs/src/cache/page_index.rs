@@ -30,7 +30,7 @@ impl FileKey {
     #[inline]
     pub fn new(ino: Ino) -> Self {
         let mixed = mix(ino.0.into());
-        Self { low: u64::from(ino.0) << 32 | mixed >> 32, first: mixed << 32 | mixed >> 32 }
+        Self { low: u64::from(ino.0) << 32 | mixed >> 32, first: mixed.rotate_right(32) }
     }
 
     /// Of one of its first 2^32 pages.
