@@ -1,6 +1,6 @@
-//! Changes of extended attributes and ACLs: what was read from any bytes, with one more, one less or
-//! another value, is written and read again. The input is a name, a value and a block or the space
-//! of an inode.
+//! Changes of extended attributes and ACLs: what was read from any bytes, with one more, one less
+//! or another value, is written and read again. The input is a name, a value and a block or the
+//! space of an inode.
 #![no_main]
 
 use cfs::disk::acl::edit::Acl;

@@ -41,8 +41,8 @@ fn bounds() -> Census {
         descriptors: 64 + 2 * cpus,
         // The control page, the runtimes, and the clients: those of the load and those stopped.
         segments: 1 + OSLETS + OSLETS + STOPPED,
-        // Those that write: two for the journal, three for writeback and what is done behind requests,
-        // two for the changes of others and two for their syncs; and those that wait for owners.
+        // With those that write: two for the journal, three for writeback and what is done behind
+        // requests, four for the changes and syncs of others; and those that wait for owners.
         threads: 28 + 4 * cpus,
         private_kib: 16 << 10,
     }

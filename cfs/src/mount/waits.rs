@@ -44,8 +44,8 @@ pub struct Waits {
     state: Mutex<State>,
     changed: Condvar,
     session: OnceLock<Weak<Shared>>,
-    /// A proc filesystem of the PID namespace that callers are numbered in. Its path may lead through
-    /// the mount, and who serves that does not walk it: so it is open.
+    /// A proc filesystem of the PID namespace that callers are numbered in. Its path may lead
+    /// through the mount, and who serves that does not walk it: so it is open.
     proc: Mutex<Option<Arc<OwnedFd>>>,
 }
 
