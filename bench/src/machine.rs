@@ -108,7 +108,7 @@ pub struct Machine {
 const WATCH: Duration = Duration::from_millis(500);
 
 impl Machine {
-    /// Looks at this machine, for [`WATCH`]. What cannot be found out is empty or 0.
+    /// Looks at this machine, for a moment. What cannot be found out is empty or 0.
     pub fn describe() -> Self {
         let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let value = |name: &str| {
