@@ -15,7 +15,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use oslet::arena::Arena;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use rustix::event::{EventfdFlags, eventfd};
 use rustls::ServerConfig;
 
@@ -185,15 +185,12 @@ impl Server {
             // It may have been removed.
             let _ = std::fs::remove_file(path);
         }
-        let mut connections = shared.connections.lock();
+        let connections = shared.connections.lock();
         connections.links.iter().for_each(|(_, link)| link.ring());
-        let limit = Instant::now() + Duration::from_millis(limits::NBD_SHUTDOWN_MS);
-        while connections.count > 0 && Instant::now() < limit {
-            shared.gone.wait_until(&mut connections, limit);
-        }
-        let links = std::mem::take(&mut connections.links);
-        drop(connections);
+        let links = std::mem::take(&mut shared.wait_for_end(connections).links);
         links.iter().for_each(|(_, link)| link.give_up());
+        // They have nothing to wait for any more.
+        drop(shared.wait_for_end(shared.connections.lock()));
     }
 }
 
@@ -206,6 +203,18 @@ impl Drop for Server {
 impl Shared {
     fn stopping(&self) -> bool {
         self.stopping.load(Ordering::SeqCst)
+    }
+
+    /// Waits until there is no connection, but not for long.
+    fn wait_for_end<'s>(
+        &'s self,
+        mut connections: MutexGuard<'s, Connections>,
+    ) -> MutexGuard<'s, Connections> {
+        let limit = Instant::now() + Duration::from_millis(limits::NBD_SHUTDOWN_MS);
+        while connections.count > 0 && Instant::now() < limit {
+            self.gone.wait_until(&mut connections, limit);
+        }
+        connections
     }
 
     /// Serves a connection on a thread of its own.

@@ -71,7 +71,6 @@ pub fn everything() -> Vec<Op> {
         Op::Unlink { path: path("A/large") },
         Op::Write { slot: 1, offset: 500_000, len: 2000, seed: 25 },
         Op::Read { slot: 1, offset: 490_000, len: 9000 },
-        Op::Close { slot: 0 },
         Op::Close { slot: 1 },
         Op::RemoveXattr { path: path("A/foo"), name: path("user.large") },
         Op::Truncate { path: path("foo"), size: 2500 },
