@@ -43,9 +43,33 @@ const VOLUMES: &[(&str, &[&str], u64)] = &[
     ("ext2", &["-t", "ext2", "-b", "1024"], 16),
 ];
 
+/// Volumes whose files and directories lie in their inodes as long as they are small.
+const INLINE: &[(&str, &[&str], u64)] = &[
+    ("inline_data", &["-t", "ext4", "-b", "4096", "-O", "inline_data"], 64),
+    (
+        "inline_data, large inodes",
+        &["-t", "ext4", "-b", "1024", "-I", "1024", "-O", "inline_data"],
+        32,
+    ),
+    (
+        "inline_data, ea_inode, no checksums",
+        &["-t", "ext4", "-b", "2048", "-O", "inline_data,ea_inode,^metadata_csum", "-J", "size=16"],
+        64,
+    ),
+    (
+        "inline_data, no extents, no journal",
+        &["-t", "ext4", "-b", "1024", "-O", "inline_data,^extent,^64bit,^has_journal"],
+        32,
+    ),
+];
+
 /// Runs all volumes with one shape. `NAMEDIFF_SEEDS` says how many sequences for each, and
 /// `NAMEDIFF_FIRST` the first seed.
 fn all(test: &str, shape: &Shape) -> Result<()> {
+    each(test, shape, VOLUMES)
+}
+
+fn each(test: &str, shape: &Shape, volumes: &[(&str, &[&str], u64)]) -> Result<()> {
     if let Some(missing) = kernel::missing() {
         eprintln!("{test}: skipped: {missing}");
         return Ok(());
@@ -57,7 +81,7 @@ fn all(test: &str, shape: &Shape) -> Result<()> {
         std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
     };
     let (count, first) = (number("NAMEDIFF_SEEDS", 2), number("NAMEDIFF_FIRST", 1));
-    for (name, arguments, megabytes) in VOLUMES {
+    for (name, arguments, megabytes) in volumes {
         for seed in first..first + count {
             let scratch = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir())?;
             namediff::run(scratch.path(), arguments, *megabytes, seed, shape)
@@ -69,15 +93,27 @@ fn all(test: &str, shape: &Shape) -> Result<()> {
 
 #[test]
 fn few_names() -> Result<()> {
-    all("few_names", &Shape { steps: 500, names: 6, long: false, attributes: false })
+    all("few_names", &Shape { steps: 500, names: 6, long: false, attributes: false, before: 0 })
 }
 
 #[test]
 fn many_names() -> Result<()> {
-    all("many_names", &Shape { steps: 3000, names: 400, long: true, attributes: false })
+    all("many_names", &Shape { steps: 3000, names: 400, long: true, attributes: false, before: 0 })
 }
 
 #[test]
 fn names_and_attributes() -> Result<()> {
-    all("names_and_attributes", &Shape { steps: 700, names: 6, long: false, attributes: true })
+    all(
+        "names_and_attributes",
+        &Shape { steps: 700, names: 6, long: false, attributes: true, before: 0 },
+    )
+}
+
+/// What the kernel has put into inodes is changed by ours and by the kernel.
+#[test]
+fn contents_in_inodes() -> Result<()> {
+    let shape = Shape { steps: 60, names: 5, long: false, attributes: true, before: 80 };
+    each("contents_in_inodes", &shape, INLINE)?;
+    let shape = Shape { steps: 150, names: 30, long: false, attributes: false, before: 40 };
+    each("contents_in_inodes", &shape, INLINE)
 }

@@ -131,7 +131,8 @@ pub const READ_WRITE: Features = Features {
         .union(Incompat::FLEX_BG)
         .union(Incompat::EA_INODE)
         .union(Incompat::CSUM_SEED)
-        .union(Incompat::LARGEDIR),
+        .union(Incompat::LARGEDIR)
+        .union(Incompat::INLINE_DATA),
     ro_compat: RoCompat::SPARSE_SUPER
         .union(RoCompat::LARGE_FILE)
         .union(RoCompat::HUGE_FILE)
@@ -148,7 +149,7 @@ pub const READ_WRITE: Features = Features {
 /// a Merkle tree (`verity`) are read as their data, which is not checked against the tree.
 pub const READ_ONLY: Features = Features {
     compat: Compat::IMAGIC_INODES,
-    incompat: Incompat::INLINE_DATA.union(Incompat::ENCRYPT),
+    incompat: Incompat::ENCRYPT,
     ro_compat: RoCompat::BTREE_DIR
         .union(RoCompat::QUOTA)
         .union(RoCompat::BIGALLOC)
@@ -311,10 +312,11 @@ mod tests {
 
     #[test]
     fn unknown_bits_of_the_other_sets_forbid_writing() {
-        let Access::ReadOnly(names) = features(0x4000_0000, 0x8042, 0x8000_0200).access().unwrap()
+        let Access::ReadOnly(names) =
+            features(0x4000_0000, 0x1_0042, 0x8000_0200).access().unwrap()
         else {
             panic!("writable");
         };
-        assert_eq!(names, ["compat 0x40000000", "inline_data", "bigalloc", "ro_compat 0x80000000"]);
+        assert_eq!(names, ["compat 0x40000000", "encrypt", "bigalloc", "ro_compat 0x80000000"]);
     }
 }

@@ -41,7 +41,7 @@ enum Hashed {
 const INLINE_START: u64 = 24;
 
 /// Bytes of an inline directory before its entries: the number of its parent.
-const INLINE_PARENT: usize = 4;
+pub(super) const INLINE_PARENT: usize = 4;
 
 impl Volume {
     /// The inode that a name in a directory means; "." and ".." too.
@@ -371,7 +371,7 @@ fn show(
 }
 
 /// The parent of an inline directory, and its two spaces of entries.
-fn inline_spaces(dir: &Inode) -> Result<(Ino, [&[u8]; 2])> {
+pub(super) fn inline_spaces(dir: &Inode) -> Result<(Ino, [&[u8]; 2])> {
     let (parent, entries) = dir.block.split_at(INLINE_PARENT);
     let parent = parent.first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
     Ok((Ino(parent), [entries, inline_rest(dir)?]))

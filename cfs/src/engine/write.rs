@@ -10,6 +10,7 @@ mod attributes;
 mod budget;
 mod dir;
 mod extents;
+mod inline;
 mod inode;
 mod link;
 mod make;
@@ -41,6 +42,7 @@ use crate::id::Ino;
 use crate::journal::{Handle, Journal, JournalOptions, mark};
 use crate::{Error, Result, limits};
 
+pub(crate) use inline::ALL;
 pub use inode::Live;
 pub use make::New;
 pub use names::{Effects, Report};

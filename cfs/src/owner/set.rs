@@ -12,7 +12,7 @@ use super::pages::PAGE;
 use super::write::check_writable;
 use crate::cache::InodeRecord;
 use crate::disk::inode::{InodeFlags, Kind};
-use crate::engine::write::{self, Allocate, Live, now};
+use crate::engine::write::{self, ALL, Allocate, Live, now};
 use crate::id::Ino;
 use crate::{Caller, Error, Result};
 
@@ -45,6 +45,7 @@ impl Owner {
                 if size > writer.max_size(&live.inode) {
                     return Err(Error::FileTooBig);
                 }
+                self.outline(&mut live, size, true)?;
                 self.truncate_in_order(&file, &mut live, size)
             };
             done.and_then(|record| self.settle_change(&file).map(|()| record))
@@ -222,6 +223,7 @@ impl Owner {
         if mode & !KEEP_SIZE != 0 {
             check_not_append(&live)?;
         }
+        self.outline(&mut live, ALL, caller.privileged)?;
         let done = self.allocate_locked(file, &mut live, mode, range, caller);
         let record = self.publish_live(&live);
         done.and(record)

@@ -15,9 +15,9 @@ use crate::change::{WriteOptions, Written};
 use crate::disk::inode::{Inode, InodeFlags, Kind};
 use crate::disk::time::Timestamp;
 use crate::engine::Mapping;
-use crate::engine::write::Live;
+use crate::engine::write::{ALL, Live};
 use crate::id::Ino;
-use crate::{Error, Result};
+use crate::{Caller, Error, Result};
 
 /// Bytes written with the inode's lock held once.
 const AT_ONCE: u64 = 256 * PAGE;
@@ -213,7 +213,17 @@ impl Owner {
         if len > 0 && offset >= self.writer()?.max_size(inode) {
             return Err(Error::FileTooBig);
         }
+        if len > 0 {
+            self.outline(live, ALL, options.privileged)?;
+        }
         Ok(offset)
+    }
+
+    /// Contents in the inode move to a block: those before `size`, of a file that is to be cut.
+    pub(super) fn outline(&self, live: &mut Live, size: u64, privileged: bool) -> Result<()> {
+        let nobody = Caller { uid: u32::MAX, gid: u32::MAX, privileged: false };
+        let caller = if privileged { Caller::ROOT } else { nobody };
+        self.writer()?.outline(&caller, live, size)
     }
 
     /// Writes some pages' worth, as far as it gets: `done` counts the bytes.

@@ -15,11 +15,16 @@ pub(crate) struct Image {
 impl Image {
     /// With files `0` to `files - 1`, of a few pages each but the first, which is empty.
     pub(crate) fn new(arguments: &[&str], size: &str, files: usize) -> Self {
+        Self::with(arguments, size, files, STEP)
+    }
+
+    /// With files that are each `step` bytes longer than the one before.
+    pub(crate) fn with(arguments: &[&str], size: &str, files: usize, step: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let tree = dir.path().join("tree");
         std::fs::create_dir(&tree).unwrap();
         for index in 0..files {
-            std::fs::write(tree.join(index.to_string()), initial(index)).unwrap();
+            std::fs::write(tree.join(index.to_string()), initial(index, step)).unwrap();
         }
         let status = Command::new("mke2fs")
             .args(["-q", "-F", "-t", "ext4", "-d"])
@@ -47,6 +52,14 @@ impl Image {
         LocalVolume::open(&self.path(), cache, &options).unwrap()
     }
 
+    /// Has debugfs do something, and returns what it says.
+    pub(crate) fn debugfs(&self, request: &str) -> String {
+        let mut debugfs = Command::new("debugfs");
+        let output = debugfs.args(["-w", "-R", request]).arg(self.path()).output().unwrap();
+        assert!(output.status.success());
+        String::from_utf8(output.stdout).unwrap()
+    }
+
     /// What e2fsprogs reads from a file of the root directory.
     pub(crate) fn dump(&self, name: &str) -> Vec<u8> {
         let out = self.dir.path().join("dump");
@@ -66,9 +79,12 @@ impl Image {
     }
 }
 
+/// Bytes by which files are longer than those before, where nothing else is said.
+pub(crate) const STEP: usize = 9000;
+
 /// What file number `index` holds at first.
-pub(crate) fn initial(index: usize) -> Vec<u8> {
-    (0..index * 9000).map(|at| (at * 7 + index) as u8).collect()
+pub(crate) fn initial(index: usize, step: usize) -> Vec<u8> {
+    (0..index * step).map(|at| (at * 7 + index) as u8).collect()
 }
 
 fn assert_clean(path: &Path) {

@@ -151,3 +151,34 @@ fn threads_change_one_directory_at_once() {
     }
     volume.close().unwrap();
 }
+
+/// A directory in its inode: a whiteout is put there in place, a file that had no name is not.
+#[test]
+fn whiteouts_and_late_names_in_a_directory_that_lies_in_its_inode() {
+    const WHITEOUT: u32 = 4;
+    let image = Image::new(&["-O", "inline_data"], "32M", 0);
+    image.debugfs("mkdir dir");
+    image.debugfs("mkdir dir/sub");
+    let is_inline = |path| image.debugfs(&format!("stat {path}")).contains("Flags: 0x10000000");
+    assert!(is_inline("dir") && is_inline("dir/sub"));
+    let volume = image.open(8 << 20);
+    let client = volume.client();
+    let (dir, sub) = (find(client, "dir").unwrap(), find(client, "dir/sub").unwrap());
+    client.rename((dir, b"sub"), (Ino::ROOT, b"sub"), WHITEOUT, Caller::ROOT).unwrap();
+    assert_eq!(find(client, "sub"), Ok(sub));
+    assert_eq!(client.resolve(b"dir/sub").unwrap().attr.mode, 0o020_000);
+    volume.close().unwrap();
+    image.assert_clean();
+    assert!(is_inline("dir") && is_inline("sub"));
+    let volume = image.open(8 << 20);
+    let client = volume.client();
+    let late = client.make_nameless(dir, FILE, Caller::ROOT).unwrap().attr.ino;
+    put(client, late, b"late");
+    client.link(late, dir, b"late", Caller::ROOT).unwrap();
+    client.let_go(late, 1).unwrap();
+    assert_eq!((find(client, "dir/late"), get(client, late)), (Ok(late), b"late".to_vec()));
+    volume.close().unwrap();
+    image.assert_clean();
+    assert!(!is_inline("dir"));
+    assert_eq!(image.dump("dir/late"), b"late");
+}

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::budget::Budget;
+use super::inline::is_inline;
 use super::{Live, Writer};
 use crate::alloc::Claim;
 use crate::disk::dirent::edit::{self, Format, Found, NewEntry, Patch, Room};
@@ -21,10 +22,18 @@ use crate::{Error, Result};
 pub(super) struct Spot {
     /// What it leads to.
     pub(super) ino: Ino,
-    block: Block,
-    /// Whether that is the directory's first, which is the root of its hash tree.
-    first: bool,
-    found: Found,
+    pub(super) site: Site,
+}
+
+/// Where a name is.
+#[derive(Clone, Copy)]
+pub(super) enum Site {
+    /// In a block; `first` if that is the directory's first, which is the root of its hash tree.
+    Block { block: Block, first: bool, found: Found },
+    /// In one of the two spaces for entries in the directory's inode.
+    Inline { space: usize, found: Found },
+    /// The number of its parent that a directory in its inode has for an entry "..".
+    InlineParent,
 }
 
 /// What a directory says about a name.
@@ -43,6 +52,8 @@ pub(super) enum Place {
     Only(Arc<CachedBlock>),
     /// All blocks are full, and there is no hash tree.
     Behind,
+    /// In the directory's inode, once its entries are in a block: see [`Writer::outline`].
+    Inline,
 }
 
 /// A full leaf, and the way to it.
@@ -78,8 +89,13 @@ impl Writer {
     /// Looks for a name, and for the place where it would go.
     pub(super) fn seek(&self, dir: &Inode, name: &[u8]) -> Result<Sought> {
         let hashed = dir.flags.contains(InodeFlags::INDEX) && name != b"." && name != b"..";
-        let sought =
-            if hashed { self.seek_hashed(dir, name)? } else { self.seek_linear(dir, name)? };
+        let sought = if is_inline(dir) {
+            self.seek_inline(dir, name)?
+        } else if hashed {
+            self.seek_hashed(dir, name)?
+        } else {
+            self.seek_linear(dir, name)?
+        };
         if let Sought::Found(Spot { ino, .. }) = sought {
             self.volume.check_target(dir, name, ino)?;
         }
@@ -94,7 +110,8 @@ impl Writer {
             let (block, cached) = self.volume.dir_block_at(dir, number)?;
             let scan = edit::scan(&cached.bytes, name, format).map_err(bad(dir))?;
             if let Some(found) = scan.found {
-                let spot = Spot { ino: Ino(found.ino), block, first: number == 0, found };
+                let site = Site::Block { block, first: number == 0, found };
+                let spot = Spot { ino: Ino(found.ino), site };
                 return Ok(Sought::Found(spot));
             }
             if room.is_none() {
@@ -127,7 +144,8 @@ impl Writer {
             let (block, cached) = self.volume.dir_block_at(dir, number.into())?;
             let scan = edit::scan(&cached.bytes, name, format).map_err(bad(dir))?;
             if let Some(found) = scan.found {
-                let spot = Spot { ino: Ino(found.ino), block, first: false, found };
+                let site = Site::Block { block, first: false, found };
+                let spot = Spot { ino: Ino(found.ino), site };
                 return Ok(Sought::Found(spot));
             }
             // Names of one hash go into the first of their leaves.
@@ -156,7 +174,7 @@ impl Writer {
     pub(super) fn fresh_blocks(&self, dir: &Inode, place: &Place) -> Result<u32> {
         let format = self.dir_format();
         let fresh = match place {
-            Place::Room(..) => return Ok(0),
+            Place::Room(..) | Place::Inline => return Ok(0),
             Place::Leaf(leaf) => {
                 tree::blocks_to_split(&leaf.steps(), format).ok_or(Error::NoSpace)?
             }
@@ -261,6 +279,7 @@ impl Writer {
                 let blocks = tree::split(&path, (1, &leaf), entry, &rules, 2).map_err(bad(dir))?;
                 Ok((blocks, true))
             }
+            Place::Inline => Err(bad(dir)("its entries lie in its inode".into())),
             Place::Behind | Place::Room(..) => {
                 let size = superblock.block_size as usize;
                 let mut block = edit::pack(size, &[*entry], format);
@@ -298,20 +317,31 @@ impl Writer {
         Ok(())
     }
 
-    /// Takes a name out. After an error the journal has been given up.
-    pub(super) fn take_out(&self, handle: &mut Handle<'_>, dir: &Inode, spot: &Spot) -> Result<()> {
+    /// Takes a name out. The caller stores the directory. After an error the journal has been given
+    /// up.
+    pub(super) fn take_out(
+        &self,
+        handle: &mut Handle<'_>,
+        dir: &mut Live,
+        spot: &Spot,
+    ) -> Result<()> {
         self.edit_entry(handle, dir, spot, edit::remove)
     }
 
-    /// Lets a name lead to another inode. After an error the journal has been given up.
+    /// Lets a name lead to another inode. The caller stores the directory. After an error the
+    /// journal has been given up.
     pub(super) fn redirect(
         &self,
         handle: &mut Handle<'_>,
-        dir: &Inode,
+        dir: &mut Live,
         spot: &Spot,
         ino: Ino,
         kind: Kind,
     ) -> Result<()> {
+        if let Site::InlineParent = spot.site {
+            Self::set_inline_parent(dir, ino);
+            return Ok(());
+        }
         let file_type = self.dir_format().file_type(kind);
         self.edit_entry(handle, dir, spot, |bytes, found| {
             edit::redirect(bytes, found, ino.0, file_type)
@@ -321,16 +351,24 @@ impl Writer {
     fn edit_entry(
         &self,
         handle: &mut Handle<'_>,
-        dir: &Inode,
+        dir: &mut Live,
         spot: &Spot,
         change: impl FnOnce(&[u8], Found) -> std::result::Result<Patch, String>,
     ) -> Result<()> {
-        let format = self.dir_format();
+        let (block, first, found) = match spot.site {
+            Site::Block { block, first, found } => (block, first, found),
+            Site::Inline { space, found } => {
+                return Self::edit_inline(dir, space, |bytes| change(bytes, found))
+                    .map_err(|error| handle.fail(error));
+            }
+            Site::InlineParent => return Ok(()),
+        };
+        let (format, dir) = (self.dir_format(), &dir.inode);
         let patch = || {
-            let cached = self.volume.block(spot.block)?;
-            let mut patch = change(&cached.bytes, spot.found).map_err(bad(dir))?;
+            let cached = self.volume.block(block)?;
+            let mut patch = change(&cached.bytes, found).map_err(bad(dir))?;
             // Of a tree's root only the entry ".." changes here.
-            if dir.flags.contains(InodeFlags::INDEX) && spot.first {
+            if dir.flags.contains(InodeFlags::INDEX) && first {
                 patch.seal_root(&cached.bytes, format, dir.checksum_seed).map_err(bad(dir))?;
             } else {
                 patch.seal(&cached.bytes, format, dir.checksum_seed);
@@ -338,21 +376,27 @@ impl Writer {
             Ok(patch)
         };
         patch()
-            .and_then(|patch| put_patch(handle, spot.block, &patch))
+            .and_then(|patch| put_patch(handle, block, &patch))
             .map_err(|error| handle.fail(error))
     }
 
     /// The entry ".." of a directory.
     pub(super) fn parent_entry(&self, dir: &Inode) -> Result<Spot> {
+        if is_inline(dir) {
+            return self.inline_parent(dir);
+        }
         let (block, cached) = self.volume.dir_block_at(dir, 0)?;
         let found = edit::dotdot(&cached.bytes)
             .ok_or_else(|| bad(dir)("no entry \"..\" where it belongs".into()))?;
         self.volume.check_target(dir, b"..", Ino(found.ino))?;
-        Ok(Spot { ino: Ino(found.ino), block, first: true, found })
+        Ok(Spot { ino: Ino(found.ino), site: Site::Block { block, first: true, found } })
     }
 
     /// Whether a directory has no names but "." and "..".
     pub(super) fn is_empty_dir(&self, dir: &Inode) -> Result<bool> {
+        if is_inline(dir) {
+            return self.is_empty_inline(dir);
+        }
         let hashed = dir.flags.contains(InodeFlags::INDEX);
         for number in 0..self.volume.dir_blocks(dir)? {
             let (_, cached) = self.volume.dir_block_at(dir, number)?;
@@ -384,7 +428,7 @@ fn put_patch(handle: &mut Handle<'_>, block: Block, patch: &Patch) -> Result<()>
     patch.pieces().try_for_each(|(offset, bytes)| handle.put(block, offset, bytes))
 }
 
-fn bad(dir: &Inode) -> impl Fn(String) -> Error + use<> {
+pub(super) fn bad(dir: &Inode) -> impl Fn(String) -> Error + use<> {
     let ino = dir.ino;
     move |why| Error::corrupt(ino, why)
 }

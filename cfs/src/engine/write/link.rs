@@ -78,7 +78,7 @@ impl Writer {
         check_name(name)?;
         let parent_cell = self.live(parent)?;
         let mut dir = parent_cell.write();
-        let place = self.seek_free(&dir, name)?;
+        let place = self.seek_free(caller, &mut dir, name)?;
         // A directory may be the very one that is locked; its kind never changes.
         let cell = if ino == parent { return Err(Error::NotPermitted) } else { self.live(ino)? };
         let mut live = cell.write();

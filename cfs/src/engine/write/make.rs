@@ -6,6 +6,7 @@ use std::sync::{Arc, LazyLock};
 
 use super::budget::Budget;
 use super::dir::{Place, Sought};
+use super::inline::{ALL, is_inline};
 use super::names::{Effects, Report, check_dir, check_name, is_dots, may_add, touch};
 use super::xattr::Layout;
 use super::{Cell, Live, Writer, now};
@@ -58,7 +59,7 @@ impl Writer {
         let kind = Self::check_new(new)?;
         let parent_cell = self.live(parent)?;
         let mut dir = parent_cell.write();
-        let place = self.seek_free(&dir, name)?;
+        let place = self.seek_free(caller, &mut dir, name)?;
         self.check_target_len(new)?;
         if kind == Kind::Directory {
             self.check_dir_links(&dir)?;
@@ -108,7 +109,7 @@ impl Writer {
     }
 
     /// The place for a name in a directory that may get it.
-    pub(super) fn seek_free(&self, dir: &Live, name: &[u8]) -> Result<Place> {
+    pub(super) fn seek_free(&self, caller: &Caller, dir: &mut Live, name: &[u8]) -> Result<Place> {
         check_dir(dir)?;
         if is_dots(name) {
             return Err(Error::Exists);
@@ -117,7 +118,27 @@ impl Writer {
             return Err(Error::Exists);
         };
         may_add(dir)?;
-        Ok(place)
+        if !matches!(place, Place::Inline) {
+            return Ok(place);
+        }
+        self.outline(caller, dir, ALL)?;
+        match self.seek(&dir.inode, name)? {
+            Sought::Absent(place) => Ok(place),
+            Sought::Found(_) => Err(Error::Exists),
+        }
+    }
+
+    /// Brings a directory's entries out of its inode if a name that is not there may go there.
+    pub(super) fn make_place(&self, caller: &Caller, dir: &mut Live, name: &[u8]) -> Result<()> {
+        let fixed = InodeFlags::IMMUTABLE;
+        let may = is_inline(&dir.inode) && check_dir(dir).is_ok() && check_name(name).is_ok();
+        if may
+            && !dir.inode.flags.contains(fixed)
+            && matches!(self.seek(&dir.inode, name)?, Sought::Absent(_))
+        {
+            self.outline(caller, dir, ALL)?;
+        }
+        Ok(())
     }
 
     /// Refuses what no inode can be.

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::{Live, Writer};
 use crate::alloc::Claim;
 use crate::disk::extent::Extent;
-use crate::disk::features::RoCompat;
+use crate::disk::features::{Incompat, RoCompat};
 use crate::disk::indirect;
 use crate::disk::inode::{Inode, InodeFlags, Kind};
 use crate::disk::superblock::Superblock;
@@ -87,7 +87,10 @@ impl Writer {
     /// blocks are counted allow.
     pub fn max_size(&self, inode: &Inode) -> u64 {
         let superblock = self.volume.superblock();
-        let extents = inode.flags.contains(InodeFlags::EXTENTS);
+        // What lies in the inode will have a map of the kind that the volume prefers.
+        let inline = inode.flags.contains(InodeFlags::INLINE_DATA);
+        let preferred = superblock.features.incompat.contains(Incompat::EXTENTS);
+        let extents = inode.flags.contains(InodeFlags::EXTENTS) || (inline && preferred);
         max_size(superblock, extents)
     }
 

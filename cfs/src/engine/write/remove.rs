@@ -54,7 +54,7 @@ impl Writer {
             _ => {}
         }
         let mut handle = self.begin(1 + 2 * Self::STORE_CREDITS + Self::ORPHAN_CREDITS)?;
-        self.take_out(&mut handle, &dir.inode, &spot)?;
+        self.take_out(&mut handle, &mut dir, &spot)?;
         let now = now();
         touch(&mut dir, now);
         if directory {

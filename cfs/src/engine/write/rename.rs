@@ -119,7 +119,8 @@ impl Writer {
         let relation = if apart { self.relation(old.dir, new.dir)? } else { Relation::default() };
         let from_cell = self.live(old.dir)?;
         let to_cell = self.live(new.dir)?;
-        let dirs = lock_dirs(&from_cell, &to_cell, relation);
+        let mut dirs = lock_dirs(&from_cell, &to_cell, relation);
+        self.make_place(caller, dirs.to(), new.name)?;
         let spot = self.seek_there(&dirs.from, old.name)?;
         let sought = self.seek_dest(&dirs, new.name)?;
         let exchange = flags.contains(RenameFlags::EXCHANGE);
@@ -277,7 +278,7 @@ impl Writer {
                 self.enter(handle, &mut budget, dirs.to(), place, &entry, claims)?;
             }
             (None, Some((spot, _))) => {
-                self.redirect(handle, &dirs.to_ref().inode, spot, ino, kind)?;
+                self.redirect(handle, dirs.to(), spot, ino, kind)?;
             }
             (None, None) => {}
         }
@@ -287,12 +288,12 @@ impl Writer {
         }
         match &stays {
             Some(made) => {
-                self.redirect(handle, &dirs.from.inode, spot, made.ino(), Kind::CharDevice)?;
+                self.redirect(handle, &mut dirs.from, spot, made.ino(), Kind::CharDevice)?;
             }
-            None => self.take_out(handle, &dirs.from.inode, spot)?,
+            None => self.take_out(handle, &mut dirs.from, spot)?,
         }
         if let Some(parent) = parents[0] {
-            self.redirect(handle, &source.inode, &parent, new.dir, Kind::Directory)?;
+            self.redirect(handle, source, &parent, new.dir, Kind::Directory)?;
         }
         let now = now();
         let replaced_dir =
@@ -319,13 +320,13 @@ impl Writer {
         let Some((target_spot, target)) = target else { return Err(Error::NotFound) };
         let handle = &mut self.begin(EXCHANGE_CREDITS)?;
         let (kind, other) = (source.inode.kind, target.inode.kind);
-        self.redirect(handle, &dirs.to_ref().inode, target_spot, source.inode.ino, kind)?;
-        self.redirect(handle, &dirs.from.inode, spot, target.inode.ino, other)?;
+        self.redirect(handle, dirs.to(), target_spot, source.inode.ino, kind)?;
+        self.redirect(handle, &mut dirs.from, spot, target.inode.ino, other)?;
         if let Some(parent) = parents[0] {
-            self.redirect(handle, &source.inode, &parent, new.dir, Kind::Directory)?;
+            self.redirect(handle, source, &parent, new.dir, Kind::Directory)?;
         }
         if let Some(parent) = parents[1] {
-            self.redirect(handle, &target.inode, &parent, old.dir, Kind::Directory)?;
+            self.redirect(handle, target, &parent, old.dir, Kind::Directory)?;
         }
         if dirs.to.is_some() && (kind == Kind::Directory) != (other == Kind::Directory) {
             if kind == Kind::Directory {

@@ -138,6 +138,11 @@ impl Writer {
             _ => InodeFlags::NODUMP | InodeFlags::NOATIME,
         };
         let settable = InodeFlags::SETTABLE & known;
+        let alien = (flags & settable) - of_kind;
+        if !alien.is_empty() && matches!(live.inode.kind, Kind::Regular | Kind::Directory) {
+            let bits = alien.bits();
+            return Err(Error::Unsupported(format!("{ino}: flags {bits:#x} are of directories")));
+        }
         let new = (old - settable) | (flags & settable & of_kind);
         let rare = InodeFlags::IMMUTABLE | InodeFlags::APPEND | InodeFlags::JOURNAL_DATA;
         if (old ^ new).intersects(rare) && !caller.privileged {

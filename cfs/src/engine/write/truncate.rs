@@ -38,6 +38,7 @@ impl Writer {
         if size > self.max_size(&live.inode) {
             return Err(Error::FileTooBig);
         }
+        self.outline(&Caller::ROOT, live, size)?;
         let before = live.inode.size;
         let credits = Self::STORE_CREDITS + Self::ORPHAN_CREDITS;
         let mut handle = self.begin(credits)?;
