@@ -100,7 +100,8 @@ pub(crate) const STEPS: &[Step] = &[
         name: "test",
         why: "units and scenarios",
         commands: &["cargo test --workspace --lib --bins --tests --no-fail-fast -- --show-output"],
-        limit_s: (900, 7200),
+        // A first run builds all of it as well.
+        limit_s: (1800, 7200),
         tests_at_least: 1,
         ..CHECK
     },
