@@ -31,8 +31,10 @@ impl Shown {
         self.keeps_access_times() && !kept && due()
     }
 
+    /// Where others change the volume, what is cached of it is read without a word to the owner,
+    /// who may be gone.
     fn keeps_access_times(&self) -> bool {
-        self.sharing != Sharing::ReadOnly && self.times.access != AccessTimes::Never
+        self.sharing == Sharing::Alone && self.times.access != AccessTimes::Never
     }
 
     /// It is being read. Told before the answer, behind which the kernel asks for the time again.
