@@ -200,7 +200,8 @@ impl Filesystem for VolumeFs {
         let _ = self.waits.set(Arc::clone(waits));
         if self.shown.is_writable() {
             // Without the thread its work is done where it comes up.
-            *self.later.lock() = Later::start(Arc::clone(&self.shown.client)).ok();
+            let gathers = self.shown.sharing == Sharing::Alone;
+            *self.later.lock() = Later::start(Arc::clone(&self.shown.client), gathers).ok();
         }
     }
 
@@ -404,8 +405,13 @@ impl Filesystem for VolumeFs {
     }
 
     fn release(&self, node: NodeId, handle: Handle) {
-        if handle == WRITES {
-            self.later(Work::Close(ino(node)));
+        let work = Work::Close(ino(node));
+        match self.shown.sharing {
+            _ if handle != WRITES => {}
+            // New contents in place of old ones are on their way before the next request may make
+            // the name durable. The owner is here, and waits for nothing.
+            Sharing::Alone => work.run(&self.shown.client),
+            Sharing::Shared | Sharing::ReadOnly => self.later(work),
         }
     }
 

@@ -131,13 +131,16 @@ pub(super) struct Later {
 }
 
 impl Later {
-    pub(super) fn start(client: Arc<Client>) -> std::io::Result<Self> {
+    /// One that `gathers` is for what can wait for a moment.
+    pub(super) fn start(client: Arc<Client>, gathers: bool) -> std::io::Result<Self> {
         let (work, queue) = unbounded::<Work>();
         let run = move || {
             while let Ok(first) = queue.recv() {
                 first.run(&client);
                 queue.try_iter().for_each(|work| work.run(&client));
-                std::thread::sleep(GATHER);
+                if gathers {
+                    std::thread::sleep(GATHER);
+                }
             }
         };
         let thread = std::thread::Builder::new().name("fuse-later".into()).spawn(run)?;
