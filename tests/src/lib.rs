@@ -4,7 +4,6 @@
 pub mod cluster;
 pub mod crash;
 pub mod cut;
-pub mod faults;
 pub mod fsdiff;
 pub mod guest;
 pub mod kernel;

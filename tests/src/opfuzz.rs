@@ -7,7 +7,6 @@
 pub mod dir;
 pub mod generate;
 pub mod model;
-pub mod native;
 pub mod op;
 pub mod run;
 pub mod volumes;

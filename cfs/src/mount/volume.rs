@@ -200,8 +200,7 @@ impl Filesystem for VolumeFs {
         let _ = self.waits.set(Arc::clone(waits));
         if self.shown.is_writable() {
             // Without the thread its work is done where it comes up.
-            let gathers = self.shown.sharing == Sharing::Alone;
-            *self.later.lock() = Later::start(Arc::clone(&self.shown.client), gathers).ok();
+            *self.later.lock() = Later::start(Arc::clone(&self.shown.client)).ok();
         }
     }
 
@@ -405,13 +404,8 @@ impl Filesystem for VolumeFs {
     }
 
     fn release(&self, node: NodeId, handle: Handle) {
-        let work = Work::Close(ino(node));
-        match self.shown.sharing {
-            _ if handle != WRITES => {}
-            // New contents in place of old ones are on their way before the next request may make
-            // the name durable. The owner is here, and waits for nothing.
-            Sharing::Alone => work.run(&self.shown.client),
-            Sharing::Shared | Sharing::ReadOnly => self.later(work),
+        if handle == WRITES {
+            self.later(Work::Close(ino(node)));
         }
     }
 
