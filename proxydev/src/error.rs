@@ -94,6 +94,9 @@ pub enum Error {
         /// Why not.
         errno: Errno,
     },
+    /// What came over a connection is not NBD: the whole message.
+    #[error("nbd: {0}")]
+    Protocol(String),
     /// What was given does not fit: the whole message.
     #[error("{0}")]
     Invalid(String),
@@ -116,7 +119,7 @@ impl Error {
             Self::Busy(_) => Errno::AGAIN,
             Self::Gone(_) => Errno::SHUTDOWN,
             Self::Timeout { .. } => Errno::TIMEDOUT,
-            Self::Abandoned => Errno::IO,
+            Self::Abandoned | Self::Protocol(_) => Errno::IO,
             Self::Region(oslet::Error::Exhausted(_)) => Errno::NOMEM,
             Self::Region(oslet::Error::Gone(_)) => Errno::SHUTDOWN,
             Self::Region(oslet::Error::Timeout { .. }) => Errno::TIMEDOUT,

@@ -12,6 +12,7 @@ pub mod device;
 pub mod error;
 pub mod layer;
 pub mod limits;
+pub mod nbd;
 pub mod proxy;
 pub mod sync;
 

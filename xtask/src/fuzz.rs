@@ -24,7 +24,7 @@ struct Target {
     max_len: usize,
 }
 
-const TARGETS: [Target; 15] = [
+const TARGETS: [Target; 16] = [
     target("superblock", 4096),
     target("inode", 1200),
     target("extent", 8192),
@@ -40,6 +40,7 @@ const TARGETS: [Target; 15] = [
     target("topology", TOPOLOGY_BYTES),
     target("fuse", 1024),
     target("wire", 2048),
+    target("nbd", 4096),
 ];
 
 const fn target(name: &'static str, max_len: usize) -> Target {

@@ -36,6 +36,26 @@ impl<'a> Piece<'a> {
         Self::part(guard.bytes(), offset, len)
     }
 
+    /// Bytes of the region that `_keeper` keeps from reuse.
+    pub fn kept<K: ?Sized>(_keeper: &'a K, bytes: RawSlice) -> Self {
+        Self::Shared(Shared { bytes, guard: PhantomData })
+    }
+
+    /// What is left of it without its first bytes.
+    pub fn skip(self, count: usize) -> Self {
+        let rest = self.len().saturating_sub(count);
+        let from = self.len() - rest;
+        match self {
+            Self::Bytes(bytes) => Self::Bytes(&bytes[from..]),
+            Self::Shared(Shared { bytes, guard }) => {
+                // It ends where the whole does.
+                let bytes = bytes.sub(from, rest).unwrap_or(bytes);
+                Self::Shared(Shared { bytes, guard })
+            }
+            Self::Zeros(_) => Self::Zeros(rest),
+        }
+    }
+
     fn part(bytes: RawSlice, offset: usize, len: usize) -> Option<Self> {
         let bytes = bytes.sub(offset, len)?;
         Some(Self::Shared(Shared { bytes, guard: PhantomData }))
@@ -104,6 +124,38 @@ pub fn write(fd: impl AsFd, head: &[u8], pieces: &[Piece<'_>]) -> io::Result<usi
         libc::writev(fd.as_fd().as_raw_fd(), vector.as_ptr(), vector.len() as libc::c_int)
     };
     usize::try_from(written).map_err(|_| io::Error::last_os_error())
+}
+
+/// Sends as much of all pieces over a socket as it takes now, by one system call; at most the
+/// first thousand or so. Bytes that lie together go as one range.
+///
+/// # Errors
+/// [`io::ErrorKind::WouldBlock`] when it takes nothing.
+pub fn send(socket: impl AsFd, pieces: &[Piece<'_>]) -> io::Result<usize> {
+    let mut vector: Vec<libc::iovec> = Vec::with_capacity(pieces.len().min(MAX_PIECES));
+    for piece in pieces {
+        if vector.len() >= MAX_PIECES - 16 {
+            break;
+        }
+        let from = vector.len();
+        piece.push_to(&mut vector);
+        if from > 0 && vector.len() > from {
+            let (last, next) = (vector[from - 1], vector[from]);
+            if last.iov_base.addr() + last.iov_len == next.iov_base.addr() {
+                vector[from - 1].iov_len += next.iov_len;
+                vector.remove(from);
+            }
+        }
+    }
+    let count = vector.len().min(MAX_PIECES);
+    // SAFETY: all zero is a message without name, vectors and control data.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = vector.as_mut_ptr();
+    message.msg_iovlen = count as _;
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: as in `write`; joined ranges are of memory that is mapped as a whole.
+    let sent = unsafe { libc::sendmsg(socket.as_fd().as_raw_fd(), &message, flags) };
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 
 fn gather(head: &[u8], pieces: &[Piece<'_>]) -> Vec<u8> {

@@ -1,0 +1,9 @@
+//! Network block devices: what leaves an OSlet for programs that know nothing of it, and what comes
+//! in from elsewhere. See docs/devices.md.
+
+pub mod export;
+pub mod handshake;
+pub mod transmission;
+pub mod wire;
+
+pub use export::{Export, ExportTable, Exports};
