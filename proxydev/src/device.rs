@@ -20,6 +20,17 @@ pub trait BlockDevice: Send + Sync {
     /// Geometry and abilities, which stay the same while the device is open.
     fn info(&self) -> DeviceInfo;
 
+    /// How the bytes from `offset` on are stored: extents that follow one another, `most` at most,
+    /// which may end before `offset + len` but not before the first byte. It may wait for the
+    /// device's metadata, never for data.
+    ///
+    /// # Errors
+    /// When the range is beyond the end, or the device cannot tell for now.
+    fn extents(&self, _offset: u64, len: u64, _most: usize) -> Result<Vec<Extent>> {
+        // All of it may hold data: always true enough.
+        Ok(vec![Extent { len, hole: false, zero: false }])
+    }
+
     /// Starts a request. It is completed exactly once, on any thread and possibly before this
     /// returns; so no lock that the completion takes may be held here.
     fn submit(&self, request: Request);
@@ -45,6 +56,17 @@ pub trait BlockDevice: Send + Sync {
     /// a thread that has nothing better to do than wait gets them sooner. Not to be called from a
     /// completion.
     fn poll(&self) {}
+}
+
+/// Bytes that are stored in one way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Extent {
+    /// Bytes, at least one.
+    pub len: u64,
+    /// No storage is allocated for them.
+    pub hole: bool,
+    /// They are known to read as zeros.
+    pub zero: bool,
 }
 
 /// Geometry and abilities of a device.
@@ -109,6 +131,8 @@ pub enum Operation {
         may_unmap: bool,
         /// Whether it has to be durable at completion.
         fua: bool,
+        /// Whether it is to fail with EOPNOTSUPP where zeros would have to be written out.
+        fast: bool,
     },
 }
 
@@ -141,10 +165,20 @@ impl Operation {
         }
     }
 
+    /// Checks that it does not reach beyond the end.
+    pub(crate) fn check_range(&self, device: &str, info: &DeviceInfo) -> Result<()> {
+        let (offset, len) = self.extent();
+        if offset.checked_add(len).is_none_or(|end| end > info.size) {
+            let (device, what) = (device.to_owned(), self.what());
+            return Err(Error::Range { device, what, offset, len, size: info.size });
+        }
+        Ok(())
+    }
+
     /// Checks it against a device's geometry: the same answers from every device.
-    pub fn check(&self, device: &str, info: &DeviceInfo) -> Result<()> {
+    pub fn check(&self, device_name: &str, info: &DeviceInfo) -> Result<()> {
         let (what, (offset, len)) = (self.what(), self.extent());
-        let device = || device.to_owned();
+        let device = || device_name.to_owned();
         let transfer = matches!(self, Self::Read { .. } | Self::Write { .. });
         if info.read_only && !matches!(self, Self::Read { .. } | Self::Flush) {
             return Err(Error::ReadOnly(device()));
@@ -157,9 +191,7 @@ impl Operation {
         if (offset | len) & u64::from(block_size - 1) != 0 {
             return Err(Error::Misaligned { device: device(), what, offset, len, block_size });
         }
-        if offset.checked_add(len).is_none_or(|end| end > info.size) {
-            return Err(Error::Range { device: device(), what, offset, len, size: info.size });
-        }
+        self.check_range(device_name, info)?;
         match self {
             Self::Read { into, .. } => {
                 let room = (into.len() as u64).saturating_mul(oslet::limits::FRAME_SIZE as u64);

@@ -17,7 +17,7 @@ pub mod proxy;
 pub mod sync;
 
 pub use data::{Data, Slice};
-pub use device::{BlockDevice, Completion, DeviceInfo, Operation, Request};
+pub use device::{BlockDevice, Completion, DeviceInfo, Extent, Operation, Request};
 pub use error::{Error, Result};
 
 #[cfg(test)]

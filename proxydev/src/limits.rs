@@ -66,6 +66,8 @@ pub const NBD_MAX_BYTES: usize = 64 << 20;
 pub const NBD_INBOX: usize = 4096;
 /// Messages that are sent by one system call at most.
 pub const NBD_BATCH: usize = 64;
+/// Milliseconds in which a client takes the answers to what it asked before it said farewell.
+pub const NBD_FINISH_MS: u64 = 60_000;
 /// Milliseconds that a server waits for its connections when it ends.
 pub const NBD_SHUTDOWN_MS: u64 = 5000;
 /// Connections of one client to one export.

@@ -3,7 +3,13 @@
 
 pub mod export;
 pub mod handshake;
+mod inbox;
+mod link;
+pub mod server;
+mod stream;
+pub mod tls;
 pub mod transmission;
 pub mod wire;
 
 pub use export::{Export, ExportTable, Exports};
+pub use server::{Server, ServerOptions, TlsMode};

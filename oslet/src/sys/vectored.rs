@@ -56,6 +56,18 @@ impl<'a> Piece<'a> {
         }
     }
 
+    /// Its first bytes, or all of it.
+    pub fn first(self, count: usize) -> Self {
+        match self {
+            Self::Bytes(bytes) => Self::Bytes(&bytes[..count.min(bytes.len())]),
+            Self::Shared(Shared { bytes, guard }) => {
+                let bytes = bytes.sub(0, count).unwrap_or(bytes);
+                Self::Shared(Shared { bytes, guard })
+            }
+            Self::Zeros(len) => Self::Zeros(len.min(count)),
+        }
+    }
+
     fn part(bytes: RawSlice, offset: usize, len: usize) -> Option<Self> {
         let bytes = bytes.sub(offset, len)?;
         Some(Self::Shared(Shared { bytes, guard: PhantomData }))
@@ -201,6 +213,45 @@ mod tests {
         let bytes: Vec<u8> = (0..3000u32).map(|n| n as u8).collect();
         let pieces: Vec<_> = bytes.chunks(1).map(Piece::Bytes).collect();
         assert_eq!(written(&pieces)[4..], bytes);
+    }
+
+    #[test]
+    fn a_socket_takes_what_it_has_room_for_and_the_rest_later() {
+        let (sender, mut receiver) = std::os::unix::net::UnixStream::pair().unwrap();
+        let bytes: Vec<u8> = (0..1 << 20).map(|n: u32| (n ^ n >> 9) as u8).collect();
+        // Neighbours in memory, zeros, and more pieces than one call takes.
+        let all: Vec<_> =
+            bytes.chunks(500).map(Piece::Bytes).chain([Piece::Zeros(70_000)]).collect();
+        let total = bytes.len() + 70_000;
+        let reading = std::thread::spawn(move || {
+            let mut received = Vec::new();
+            receiver.read_to_end(&mut received).unwrap();
+            received
+        });
+        let (mut at, mut full) = (0, false);
+        while at < total {
+            let mut skip = at;
+            let rest = all.iter().filter_map(|piece| {
+                let cut = skip.min(piece.len());
+                skip -= cut;
+                Some(piece.skip(cut)).filter(|piece| !piece.is_empty())
+            });
+            match send(&sender, &rest.collect::<Vec<_>>()) {
+                Ok(sent) => at += sent,
+                Err(error) => {
+                    assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+                    full = true;
+                    std::thread::yield_now();
+                }
+            }
+        }
+        drop(sender);
+        let received = reading.join().unwrap();
+        assert!(full && received.len() == total && received[..bytes.len()] == bytes);
+        assert!(received[bytes.len()..].iter().all(|byte| *byte == 0));
+        let piece = Piece::Bytes(b"abcdef");
+        assert!(matches!(piece.skip(2).first(3), Piece::Bytes(b"cde")));
+        assert!(piece.skip(9).is_empty() && piece.first(9).len() == 6);
     }
 
     #[test]

@@ -17,7 +17,7 @@ pub(super) use job::Job;
 
 use super::engine::Engine;
 use crate::data::Data;
-use crate::device::{BlockDevice, DeviceInfo, Operation, Request};
+use crate::device::{BlockDevice, DeviceInfo, Extent, Operation, Request};
 use crate::{Error, Result, limits};
 
 /// How a file is opened.
@@ -139,8 +139,8 @@ impl FileDevice {
                 let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
                 Ok((Io::allocate(file, mode, offset, len), job::Plan::Discard))
             }
-            Operation::WriteZeroes { offset, len, may_unmap, fua } => {
-                job::zeroes(file, offset, len, may_unmap, fua)
+            Operation::WriteZeroes { offset, len, may_unmap, fua, fast } => {
+                job::zeroes(file, job::Zeroes::new(offset, len, fua, fast), may_unmap)
             }
         }
     }
@@ -177,6 +177,11 @@ impl BlockDevice for FileDevice {
 
     fn info(&self) -> DeviceInfo {
         self.info
+    }
+
+    fn extents(&self, offset: u64, len: u64, most: usize) -> Result<Vec<Extent>> {
+        Operation::Discard { offset, len }.check_range(&self.target.name, &self.info)?;
+        Ok(open::extents(&self.target.file, offset, len, most))
     }
 
     fn submit(&self, request: Request) {

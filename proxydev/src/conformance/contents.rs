@@ -29,7 +29,7 @@ pub(super) fn against_a_model(subject: &Subject, random: &mut Random) {
             }
             3 => {
                 let (may_unmap, fua) = (random.below(2) == 0, random.below(4) == 0);
-                let zero = Operation::WriteZeroes { offset, len, may_unmap, fua };
+                let zero = Operation::WriteZeroes { offset, len, may_unmap, fua, fast: false };
                 sync::execute(&*subject.device, zero).expect("write zeroes");
                 model[range].fill(0);
             }
@@ -105,8 +105,13 @@ pub(super) fn zeroes_and_discard(subject: &Subject) {
     for (may_unmap, fua) in [(false, false), (true, false), (false, true), (true, true)] {
         subject.write(0, &vec![0xa5; len]).expect("write");
         let (offset, zeroed) = (3 * block, 50 * block);
-        let zero =
-            Operation::WriteZeroes { offset: offset as u64, len: zeroed as u64, may_unmap, fua };
+        let zero = Operation::WriteZeroes {
+            offset: offset as u64,
+            len: zeroed as u64,
+            may_unmap,
+            fua,
+            fast: false,
+        };
         sync::execute(&*subject.device, zero).expect("write zeroes");
         let found = subject.bytes(0, len);
         assert!(found[offset..offset + zeroed].iter().all(|byte| *byte == 0), "zeroes read back");
@@ -127,7 +132,8 @@ pub(super) fn zeroes_and_discard(subject: &Subject) {
     assert!(found[..start].iter().chain(&found[end..]).all(|byte| *byte == 0xa5), "others stay");
     // More than any one transfer.
     let all = subject.device.info().size;
-    let zero = Operation::WriteZeroes { offset: 0, len: all, may_unmap: true, fua: false };
+    let zero =
+        Operation::WriteZeroes { offset: 0, len: all, may_unmap: true, fua: false, fast: false };
     sync::execute(&*subject.device, zero).expect("write zeroes to all of it");
     assert!(subject.bytes(all - len as u64, len).iter().all(|byte| *byte == 0));
 }

@@ -26,8 +26,9 @@ pub(super) fn bounds_and_alignment(subject: &Subject) {
     let write = |offset, len: u64| subject.write(offset, &vec![0xee; len as usize]);
     let read = |offset, len: u64| subject.read(offset, len as usize);
     let discard = |offset, len| execute(Operation::Discard { offset, len });
-    let zero =
-        |offset, len| execute(Operation::WriteZeroes { offset, len, may_unmap: true, fua: false });
+    let zero = |offset, len| {
+        execute(Operation::WriteZeroes { offset, len, may_unmap: true, fua: false, fast: false })
+    };
 
     // Beyond the end there is no space to write, and nothing to read.
     for offset in [size - block, size, size + block] {
@@ -69,7 +70,7 @@ pub(super) fn empty_requests(subject: &Subject) {
             Operation::read(offset, 0),
             Operation::Write { offset, data: Data::empty(), fua: true },
             Operation::Discard { offset, len: 0 },
-            Operation::WriteZeroes { offset, len: 0, may_unmap: false, fua: true },
+            Operation::WriteZeroes { offset, len: 0, may_unmap: false, fua: true, fast: false },
         ] {
             let what = format!("{operation:?}");
             let result = sync::execute(&*subject.device, operation);
@@ -84,7 +85,7 @@ pub(super) fn changes_are_refused(subject: &Subject) {
     for operation in [
         Operation::Write { offset: 0, data, fua: false },
         Operation::Discard { offset: 0, len: block },
-        Operation::WriteZeroes { offset: 0, len: block, may_unmap: true, fua: false },
+        Operation::WriteZeroes { offset: 0, len: block, may_unmap: true, fua: false, fast: false },
     ] {
         let what = operation.what();
         let result = sync::execute(&*subject.device, operation);

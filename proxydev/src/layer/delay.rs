@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::device::{BlockDevice, Completion, DeviceInfo, Request};
+use crate::device::{BlockDevice, Completion, DeviceInfo, Extent, Request};
 use crate::{Data, Error, Result};
 
 /// A device that takes its time. A request reaches the device below at once; that it has completed
@@ -115,6 +115,10 @@ impl BlockDevice for Delay {
 
     fn info(&self) -> DeviceInfo {
         self.below.info()
+    }
+
+    fn extents(&self, offset: u64, len: u64, most: usize) -> Result<Vec<Extent>> {
+        self.below.extents(offset, len, most)
     }
 
     fn submit(&self, request: Request) {

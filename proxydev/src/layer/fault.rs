@@ -6,8 +6,8 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
-use crate::Error;
-use crate::device::{BlockDevice, DeviceInfo, Operation, Request};
+use crate::device::{BlockDevice, DeviceInfo, Extent, Operation, Request};
+use crate::{Error, Result};
 
 /// Which requests fail, and how. A request that fails does not reach the device below.
 #[derive(Clone, Debug)]
@@ -157,6 +157,10 @@ impl BlockDevice for Fault {
 
     fn info(&self) -> DeviceInfo {
         self.below.info()
+    }
+
+    fn extents(&self, offset: u64, len: u64, most: usize) -> Result<Vec<Extent>> {
+        self.below.extents(offset, len, most)
     }
 
     fn submit(&self, request: Request) {

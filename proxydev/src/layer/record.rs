@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::device::{BlockDevice, DeviceInfo, Operation, Request};
+use crate::device::{BlockDevice, DeviceInfo, Extent, Operation, Request};
 use crate::{Error, Result, limits};
 
 /// What a change does to its bytes.
@@ -245,6 +245,10 @@ impl BlockDevice for Record {
 
     fn info(&self) -> DeviceInfo {
         self.below.info()
+    }
+
+    fn extents(&self, offset: u64, len: u64, most: usize) -> Result<Vec<Extent>> {
+        self.below.extents(offset, len, most)
     }
 
     fn submit(&self, request: Request) {

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
-use crate::device::{BlockDevice, DeviceInfo, Request};
+use crate::Result;
+use crate::device::{BlockDevice, DeviceInfo, Extent, Request};
 
 /// A request that has completed. Displayed it is one line.
 #[derive(Clone, Copy, Debug)]
@@ -69,6 +70,10 @@ impl BlockDevice for Trace {
 
     fn info(&self) -> DeviceInfo {
         self.below.info()
+    }
+
+    fn extents(&self, offset: u64, len: u64, most: usize) -> Result<Vec<Extent>> {
+        self.below.extents(offset, len, most)
     }
 
     fn submit(&self, request: Request) {

@@ -237,8 +237,9 @@ impl Shared {
             },
             Operation::Flush => plain(wire::FLUSH, [0, pair(0), 0]),
             Operation::Discard { offset, len } => plain(wire::DISCARD, [*offset, pair(0), *len]),
-            Operation::WriteZeroes { offset, len, may_unmap, fua } => {
+            Operation::WriteZeroes { offset, len, may_unmap, fua, fast } => {
                 let unmap = if *may_unmap { wire::MAY_UNMAP } else { 0 };
+                let unmap = unmap | if *fast { wire::FAST } else { 0 };
                 let low = unmap | if *fua { wire::FUA } else { 0 };
                 plain(wire::WRITE_ZEROES, [*offset, pair(low), *len])
             }

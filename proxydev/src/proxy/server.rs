@@ -148,7 +148,8 @@ impl Exports {
                 let (device, low) = wire::unpair(second);
                 let flags = flags(low)?;
                 let (may_unmap, fua) = (flags & wire::MAY_UNMAP != 0, flags & wire::FUA != 0);
-                (device, Operation::WriteZeroes { offset: first, len: third, may_unmap, fua })
+                let fast = flags & wire::FAST != 0;
+                (device, Operation::WriteZeroes { offset: first, len: third, may_unmap, fua, fast })
             }
             _ => return Err(Error::Invalid(format!("request {:#x} of {name}", message.kind))),
         };

@@ -41,7 +41,8 @@ pub(super) const RELEASE: u16 = 0x0107;
 
 pub(super) const FUA: u32 = 1;
 pub(super) const MAY_UNMAP: u32 = 2;
-const FLAGS: u32 = FUA | MAY_UNMAP;
+pub(super) const FAST: u32 = 4;
+const FLAGS: u32 = FUA | MAY_UNMAP | FAST;
 
 /// A device's number in its cluster.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

@@ -45,6 +45,8 @@ pub(super) struct Zeroes {
     offset: u64,
     len: u64,
     fua: bool,
+    /// Never by writing.
+    fast: bool,
     means: Means,
 }
 
@@ -58,19 +60,18 @@ enum Means {
 }
 
 /// The first operation of a request for zeros.
-pub(super) fn zeroes(
-    file: &Arc<File>,
-    offset: u64,
-    len: u64,
-    may_unmap: bool,
-    fua: bool,
-) -> Result<(Io, Plan)> {
-    let means = if may_unmap { Means::Punch } else { Means::ZeroRange };
-    let zeroes = Zeroes { offset, len, fua, means };
+pub(super) fn zeroes(file: &Arc<File>, mut zeroes: Zeroes, may_unmap: bool) -> Result<(Io, Plan)> {
+    if may_unmap {
+        zeroes.means = Means::Punch;
+    }
     Ok((zeroes.operation(file)?, Plan::Zeroes(zeroes)))
 }
 
 impl Zeroes {
+    pub(super) fn new(offset: u64, len: u64, fua: bool, fast: bool) -> Self {
+        Self { offset, len, fua, fast, means: Means::ZeroRange }
+    }
+
     fn operation(&self, file: &Arc<File>) -> Result<Io> {
         let keep = FallocateFlags::KEEP_SIZE;
         match self.means {
@@ -94,6 +95,9 @@ impl Zeroes {
     fn next(mut self, result: Answer<usize>) -> Answer<Option<Self>> {
         self.means = match (self.means, result) {
             (Means::Punch, Err(Errno::OPNOTSUPP | Errno::NOSYS)) => Means::ZeroRange,
+            (Means::ZeroRange, Err(Errno::OPNOTSUPP | Errno::NOSYS)) if self.fast => {
+                return Err(Errno::OPNOTSUPP);
+            }
             (Means::ZeroRange, Err(Errno::OPNOTSUPP | Errno::NOSYS)) => Means::Write,
             (_, Err(errno)) => return Err(errno),
             (Means::Punch | Means::ZeroRange, Ok(_)) if self.fua => Means::Sync,

@@ -10,7 +10,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, SeekFrom, Statx, StatxFlags};
 use rustix::io::Errno;
 
 use super::{FileOptions, at};
-use crate::device::DeviceInfo;
+use crate::device::{DeviceInfo, Extent};
 use crate::{Error, Result, limits};
 
 pub(super) struct Geometry {
@@ -123,6 +123,32 @@ fn make_direct(file: &File, path: &Path, stat: &Statx, logical: u32) -> Result<O
         }
     }
     Ok(None)
+}
+
+/// Where a file has holes, as far as its filesystem tells. Within the disk's size.
+pub(super) fn extents(file: &File, offset: u64, len: u64, most: usize) -> Vec<Extent> {
+    let end = offset + len;
+    let mut found = Vec::new();
+    let mut at = offset;
+    while at < end && found.len() < most.max(1) {
+        let data = match rustix::fs::seek(file, SeekFrom::Data(at)) {
+            Ok(data) => data.clamp(at, end),
+            // Nothing but a hole up to the end of the file.
+            Err(Errno::NXIO) => end,
+            Err(_) => at,
+        };
+        let hole = data > at;
+        let next = match hole {
+            true => data,
+            // A filesystem that does not know has none before the end.
+            false => rustix::fs::seek(file, SeekFrom::Hole(at)).map_or(end, |to| to.min(end)),
+        };
+        // What changes under the search must not make it stand still.
+        let next = if next > at { next } else { end };
+        found.push(Extent { len: next - at, hole, zero: hole });
+        at = next;
+    }
+    found
 }
 
 fn set_direct(file: impl AsFd, on: bool) -> rustix::io::Result<()> {

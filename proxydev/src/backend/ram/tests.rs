@@ -30,13 +30,25 @@ fn a_ram_disk_that_does_not_fit_is_refused() {
     let held: Vec<_> = (0..limits::RAM_SPARE_FRAMES)
         .map(|_| {
             let held = sync::execute(&device, Operation::read(0, 4096)).unwrap();
-            let zero = Operation::WriteZeroes { offset: 0, len: 512, may_unmap: false, fua: false };
+            let zero = Operation::WriteZeroes {
+                offset: 0,
+                len: 512,
+                may_unmap: false,
+                fua: false,
+                fast: false,
+            };
             sync::execute(&device, zero).unwrap();
             held
         })
         .collect();
     let last = sync::execute(&device, Operation::read(0, 4096)).unwrap();
-    let zero = || Operation::WriteZeroes { offset: 0, len: 512, may_unmap: false, fua: false };
+    let zero = || Operation::WriteZeroes {
+        offset: 0,
+        len: 512,
+        may_unmap: false,
+        fua: false,
+        fast: false,
+    };
     let error = sync::execute(&device, zero()).unwrap_err();
     assert_eq!(error.errno(), rustix::io::Errno::NOMEM, "{error}");
     drop(held);
