@@ -63,7 +63,11 @@ impl Owner {
             let last = entry.times == 0;
             last.then(|| held.remove(&ino)).flatten()
         };
-        last.map_or(Ok(()), |held| self.release(&held.cell))
+        if let Some(held) = last {
+            // It is let go; that an orphan could not be removed is found again at the end.
+            let _ = self.release(&held.cell);
+        }
+        Ok(())
     }
 
     /// A participant has ended: it holds nothing any more.

@@ -197,7 +197,8 @@ impl Owner {
     }
 
     /// Does something that the writer reports, publishes it, and lets inodes go that have lost
-    /// their last name and that nobody holds.
+    /// their last name and that nobody holds. Whether that succeeds is not the caller's: the names
+    /// have gone, and what is left is an orphan until the volume is closed or recovered.
     fn removing(
         &self,
         change: impl FnOnce(&Writer, &mut dyn FnMut(&Effects<'_>)) -> Result<()>,
@@ -205,8 +206,10 @@ impl Owner {
         let writer = self.writer()?;
         let mut unnamed: Vec<Arc<Cell>> = Vec::new();
         let done = change(writer, &mut |effects| self.publish_effects(effects, &mut unnamed));
-        let released = unnamed.iter().map(|cell| self.release(cell)).fold(Ok(()), Result::and);
-        done.and(released)
+        for cell in &unnamed {
+            let _ = self.release(cell);
+        }
+        done
     }
 }
 

@@ -190,8 +190,8 @@ impl Owner {
             return Err(Error::Stale(inode.ino.to_string()));
         }
         check_writable(inode)?;
-        let append = options.append || inode.flags.contains(InodeFlags::APPEND);
-        let offset = if append { inode.size } else { offset };
+        // A file that may only be appended to is no other here: who opened it before may write.
+        let offset = if options.append { inode.size } else { offset };
         if len > 0 && offset >= self.writer()?.max_size(inode) {
             return Err(Error::FileTooBig);
         }

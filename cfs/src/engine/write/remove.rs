@@ -74,7 +74,10 @@ impl Writer {
         });
         let unnamed = victim.inode.links == 0;
         drop((dir, victim));
-        if unnamed { self.settle(&cell) } else { Ok(()) }
+        if unnamed {
+            self.let_rest(&cell);
+        }
+        Ok(())
     }
 
     /// Where a name is in a directory.

@@ -158,10 +158,10 @@ impl Writer {
         moving.report(cells, target_cell.as_ref(), exchange, report);
         let unnamed = moving.target.as_ref().is_some_and(|(_, live)| live.inode.links == 0);
         drop(moving);
-        match target_cell {
-            Some(cell) if unnamed => self.settle(&cell),
-            _ => Ok(()),
+        if let Some(cell) = target_cell.filter(|_| unnamed) {
+            self.let_rest(&cell);
         }
+        Ok(())
     }
 
     fn seek_dest(&self, dirs: &Dirs<'_>, name: &[u8]) -> Result<Sought> {

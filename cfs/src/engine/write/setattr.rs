@@ -98,8 +98,8 @@ impl Writer {
         if let Some(layout) = layout {
             return self.change_attributes(caller, live, layout, change);
         }
-        change(live);
         let mut handle = self.begin(Self::STORE_CREDITS)?;
+        change(live);
         self.store(&mut handle, live)?;
         if live.inode.flags.contains(InodeFlags::SYNC) {
             handle.sync();
@@ -143,9 +143,12 @@ impl Writer {
         if (old ^ new).intersects(rare) && !caller.privileged {
             return Err(Error::NotPermitted);
         }
+        if old != new && (old & new).contains(InodeFlags::IMMUTABLE) {
+            return Err(Error::NotPermitted);
+        }
+        let mut handle = self.begin(Self::STORE_CREDITS)?;
         live.inode.flags = new;
         live.inode.ctime = now();
-        let mut handle = self.begin(Self::STORE_CREDITS)?;
         self.store(&mut handle, &mut live)?;
         if (old | new).contains(InodeFlags::SYNC) {
             handle.sync();
@@ -160,13 +163,15 @@ fn check_settable(live: &Live, set: &SetAttr) -> Result<()> {
     if live.gone {
         return Err(Error::Stale(live.inode.ino.to_string()));
     }
-    let exact = |time: &Option<SetTime>| matches!(time, Some(SetTime::At(_)));
     let fields = set.mode.is_some() || set.uid.is_some() || set.gid.is_some();
-    let fixed = fields || set.size.is_some() || exact(&set.atime) || exact(&set.mtime);
-    let touched = set.atime.is_some() || set.mtime.is_some();
+    let present = |time: &Option<SetTime>| *time == Some(SetTime::Now);
+    // To touch it, both times at once, is no more than to append to it.
+    let touched = present(&set.atime) && present(&set.mtime);
+    let times = (set.atime.is_some() || set.mtime.is_some()) && !touched;
     let flags = live.inode.flags;
-    let immutable = flags.contains(InodeFlags::IMMUTABLE);
-    if (fixed && (immutable || flags.contains(InodeFlags::APPEND))) || (touched && immutable) {
+    if flags.contains(InodeFlags::IMMUTABLE)
+        || (flags.contains(InodeFlags::APPEND) && (fields || times || set.size.is_some()))
+    {
         return Err(Error::NotPermitted);
     }
     Ok(())

@@ -279,6 +279,13 @@ impl Writer {
         self.delete(&mut live)
     }
 
+    /// As [`Self::settle`], for who has taken the last name away and has done what was asked: if
+    /// the rest fails now, the inode stays an orphan until the volume is closed or recovered.
+    pub(super) fn let_rest(&self, cell: &Cell) {
+        // It has been given up, or the stop will meet it again.
+        let _ = self.settle(cell);
+    }
+
     /// Lets all inodes without names go, whoever holds them.
     pub(super) fn reap_all(&self) -> Result<()> {
         for cell in self.live.all() {
