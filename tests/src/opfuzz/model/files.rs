@@ -34,7 +34,8 @@ impl Model {
                     self.drop_unused(file.ino);
                 }
                 let ino = self.open(path, how)?;
-                let file = OpenFile { ino, write: how.write, append: how.append };
+                let How { write, append, direct, .. } = *how;
+                let file = OpenFile { ino, write, append, direct };
                 self.slots[*slot] = Some(file);
                 Ok(Outcome::Done)
             }
@@ -98,6 +99,10 @@ impl Model {
         let node = self.at(ino);
         match &node.kind {
             Kind::Link(_) => return Err(Errno::LOOP),
+            // Opened to be read it is refused for the way of access.
+            Kind::Dir(_) if how.direct && !how.write && how.create.is_none() => {
+                return Err(Errno::INVAL);
+            }
             Kind::Dir(_) => return Err(Errno::ISDIR),
             // Mounts of these tests have no device nodes.
             Kind::Special(0o020_000 | 0o060_000, _) => return Err(Errno::ACCESS),
@@ -113,6 +118,7 @@ impl Model {
         }
         match &node.kind {
             Kind::Special(0o140_000, _) => return Err(Errno::NXIO),
+            Kind::Special(..) if how.direct => return Err(Errno::INVAL),
             Kind::Special(..) => return Err(Errno::NODEV),
             _ => {}
         }

@@ -95,6 +95,12 @@ impl Model {
         }
     }
 
+    /// What is open in a slot.
+    #[must_use]
+    pub fn open_inode(&self, slot: usize) -> Option<u32> {
+        self.slots[slot].map(|file| file.ino)
+    }
+
     /// What is open.
     #[must_use]
     pub fn open_inodes(&self) -> Vec<u32> {
