@@ -115,6 +115,23 @@ impl<'a> Checker<'a> {
         Ok(self.counts)
     }
 
+    /// Checks the moment behind all that was recorded; what is there if no write is lost then.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn at_end(&mut self, completed: usize) -> Result<Rc<Found>> {
+        let crash = self.recording.events.len();
+        let window = Window::at(&self.recording.events, crash);
+        let choices = self.choices(&window, crash);
+        let mut found = Vec::new();
+        for (index, choice) in choices.iter().enumerate() {
+            let of = window.pending.len();
+            let state = self.state(choice, completed);
+            found.push(state.with_context(|| format!("state {index}, {of} writes were pending"))?);
+        }
+        found.get(1).cloned().context("a moment has two plain states")
+    }
+
     /// Operations that had completed by then.
     fn completed(&self, crash: usize) -> usize {
         let marks = self.recording.events[..crash].iter().rev();
@@ -179,7 +196,7 @@ impl<'a> Checker<'a> {
     }
 
     /// Recovers one state and holds it to what was promised.
-    fn state(&mut self, choice: &Choice, completed: usize) -> Result<()> {
+    fn state(&mut self, choice: &Choice, completed: usize) -> Result<Rc<Found>> {
         self.counts.states += 1;
         let mut hasher = DefaultHasher::new();
         choice.hash(&mut hasher);
@@ -193,7 +210,7 @@ impl<'a> Checker<'a> {
             }
         };
         match self.history.judge(&found, completed) {
-            None => Ok(()),
+            None => Ok(found),
             Some(why) => {
                 let kept = self.keep(choice)?;
                 Err(anyhow::anyhow!("{why} (the image is {})", kept.display()))
@@ -257,7 +274,11 @@ fn tears(event: &Event) -> bool {
     }
 }
 
-fn recover_by_us(image: Vec<u8>, path: &Path) -> Result<Found> {
+/// What our recovery makes of an image, which it must leave clean; it is put at `path`.
+///
+/// # Errors
+/// It cannot be recovered, or e2fsck is not content with it.
+pub fn recover_by_us(image: Vec<u8>, path: &Path) -> Result<Found> {
     let memory = Arc::new(MemSource::new(image));
     let source: Arc<dyn BlockSource> = memory.clone();
     let report = cfs::journal::recover(&source)?;
@@ -311,6 +332,7 @@ pub fn tree(bytes: Vec<u8>) -> Result<Found> {
                         .xattrs(&inode)?
                         .into_iter()
                         .map(|(name, value)| (String::from_utf8_lossy(&name).into_owned(), value))
+                        .filter(|(name, _)| !name.starts_with("system."))
                         .collect(),
                 },
                 bytes: Vec::new(),

@@ -6,10 +6,11 @@
 //! written there, or is zero.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use crate::opfuzz::Subject;
-use crate::opfuzz::model::{Model, Traits, Tree, TreeNode};
-use crate::opfuzz::op::{Op, Outcome};
+use crate::opfuzz::model::{Model, Traits, Tree, TreeEntry, TreeNode};
+use crate::opfuzz::op::{Allocate, Op, Outcome};
 
 /// A workload and the states that it goes through.
 pub struct History {
@@ -23,6 +24,10 @@ pub struct History {
     /// Inodes whose contents after so many operations are there when the first number of operations
     /// is seen to have been done.
     ordered: Vec<(usize, usize, u32)>,
+    /// Ranges of inodes that were to become zeros and may have, though that failed.
+    cleared: Vec<(u32, Range<u64>)>,
+    /// Inodes whose blocks were to move, and may have in part.
+    moved: Vec<u32>,
 }
 
 /// What was found on a disk: by path.
@@ -37,10 +42,61 @@ pub struct FoundNode {
     pub bytes: Vec<u8>,
 }
 
+/// Whose contents a sync has said to be lost in part.
+#[derive(Default)]
+struct Told {
+    all: bool,
+    inodes: Vec<u32>,
+}
+
+impl Told {
+    fn note(&mut self, op: &Op, model: &Model) {
+        match op {
+            Op::FsyncPath { path } => self.inodes.extend(model.inode(path)),
+            Op::Fsync { slot } => self.inodes.extend(model.open_inode(*slot)),
+            Op::Sync | Op::Remount => self.all = true,
+            _ => {}
+        }
+    }
+
+    /// Whether nothing has been said of an inode.
+    fn of(&self, ino: u32) -> bool {
+        !self.all && !self.inodes.contains(&ino)
+    }
+}
+
+/// The file whose blocks an operation would move.
+fn moved(op: &Op, model: &Model) -> Option<u32> {
+    match op {
+        Op::Allocate { slot, what: Allocate::Collapse | Allocate::Insert, .. } => {
+            model.open_inode(*slot)
+        }
+        _ => None,
+    }
+}
+
+/// The bytes that an operation would make zeros, by blocks and one after the other.
+fn cleared(op: &Op, model: &Model) -> Option<(u32, Range<u64>)> {
+    use Allocate::{Punch, Zero, ZeroKeepSize};
+    match op {
+        Op::Allocate { slot, what: Punch | Zero | ZeroKeepSize, offset, len } => {
+            Some((model.open_inode(*slot)?, *offset..offset.saturating_add(*len)))
+        }
+        _ => None,
+    }
+}
+
 impl History {
     /// Runs a workload in a model.
     #[must_use]
     pub fn new(ops: &[Op], traits: Traits) -> Self {
+        Self::of(ops, &vec![false; ops.len()], traits)
+    }
+
+    /// The same where some operations failed, for the device's sake: nothing of them is there, and
+    /// nobody relies any more on contents of which a sync has said that they are lost.
+    #[must_use]
+    pub fn of(ops: &[Op], failed: &[bool], traits: Traits) -> Self {
         let mut model = Model::new(traits);
         let mut history = Self {
             ops: ops.to_vec(),
@@ -48,53 +104,102 @@ impl History {
             oldest: vec![0],
             synced: Vec::new(),
             ordered: Vec::new(),
+            cleared: Vec::new(),
+            moved: Vec::new(),
         };
-        let mut truncated = None;
-        for (number, op) in ops.iter().enumerate() {
-            let after = number + 1;
-            let replaced = match op {
-                Op::Rename { from, to, .. } => {
-                    model.inode(to).filter(|_| model.inode(from).is_some())
-                }
-                _ => None,
+        let (mut truncated, mut told) = (None, Told::default());
+        for (number, (op, failed)) in ops.iter().zip(failed).enumerate() {
+            let before = history.oldest.last().copied().unwrap_or(0);
+            let oldest = if *failed {
+                told.note(op, &model);
+                history.cleared.extend(cleared(op, &model));
+                history.moved.extend(moved(op, &model));
+                model.fail(op);
+                before
+            } else {
+                history.step(&mut model, (number + 1, op), &mut truncated, &told).max(before)
             };
-            let was_open = model.open_inodes();
-            let done = !matches!(model.apply(op), Outcome::Error(_));
-            let mut oldest = *history.oldest.last().unwrap_or(&0);
-            match op {
-                Op::FsyncPath { path } if done => {
-                    if let Some(ino) = model.inode(path) {
-                        oldest = oldest.max(model.last_change(ino));
-                        history.synced.push((after, ino));
-                    }
-                }
-                Op::Sync if done => {
-                    oldest = after;
-                    let files = model.tree();
-                    let files = files.nodes.values().map(|entry| (after, entry.ino));
-                    history.synced.extend(files);
-                }
-                // Replace by renaming. ext4 waits for what is to be allocated: for a file that was
-                // durable before, what is written over is not waited for.
-                Op::Rename { to, exchange: false, .. } if done && replaced.is_some() => {
-                    let new = model.inode(to).filter(|ino| !history.was_synced(*ino));
-                    history.ordered.extend(new.map(|ino| (after, after, ino)));
-                }
-                // Replace by truncation: the contents follow when the file is closed.
-                Op::Open { path, how, .. } if done && how.truncate => {
-                    truncated = model.inode(path);
-                }
-                Op::Close { .. } if done => {
-                    if let Some(ino) = truncated.take_if(|ino| was_open.contains(ino)) {
-                        history.ordered.push((after + 1, after, ino));
-                    }
-                }
-                _ => {}
-            }
             history.oldest.push(oldest);
             history.states.push(model.tree());
         }
         history
+    }
+
+    /// Does one operation in the model and notes what it promises; returns the oldest state that it
+    /// leaves possible.
+    fn step(
+        &mut self,
+        model: &mut Model,
+        (after, op): (usize, &Op),
+        truncated: &mut Option<u32>,
+        told: &Told,
+    ) -> usize {
+        let replaced = match op {
+            Op::Rename { from, to, .. } => model.inode(to).filter(|_| model.inode(from).is_some()),
+            _ => None,
+        };
+        let was_open = model.open_inodes();
+        let target = match op {
+            Op::Fsync { slot } => model.open_inode(*slot),
+            _ => None,
+        };
+        if matches!(model.apply(op), Outcome::Error(_)) {
+            return 0;
+        }
+        let target = match op {
+            Op::FsyncPath { path } => model.inode(path),
+            _ => target,
+        };
+        match op {
+            Op::FsyncPath { .. } | Op::Fsync { .. } => {
+                let Some(ino) = target else { return 0 };
+                self.synced.extend(told.of(ino).then_some((after, ino)));
+                return model.last_change(ino);
+            }
+            Op::Sync => {
+                let files = model.tree();
+                let files = files.nodes.values().map(|entry| entry.ino);
+                self.synced.extend(files.filter(|ino| told.of(*ino)).map(|ino| (after, ino)));
+                return after;
+            }
+            // A clean stop.
+            Op::Remount => return after,
+            // Replace by renaming. ext4 waits for what is to be allocated: for a file that was
+            // durable before, what is written over is not waited for.
+            Op::Rename { to, exchange: false, .. } if replaced.is_some() => {
+                let new = model.inode(to).filter(|ino| !self.was_synced(*ino));
+                self.ordered.extend(new.map(|ino| (after, after, ino)));
+            }
+            // Replace by truncation: the contents follow when the file is closed.
+            Op::Open { path, how, .. } if how.truncate => *truncated = model.inode(path),
+            Op::Close { .. } => {
+                if let Some(ino) = truncated.take_if(|ino| was_open.contains(ino)) {
+                    self.ordered.push((after + 1, after, ino));
+                }
+            }
+            _ => {}
+        }
+        0
+    }
+
+    /// Without the promises of replacements, which are kept by who can write contents.
+    #[must_use]
+    pub fn without_replacements(self) -> Self {
+        Self { ordered: Vec::new(), ..self }
+    }
+
+    /// What is wrong with what was found after a clean stop of which nobody heard an error.
+    #[must_use]
+    pub fn judge_all(&self, found: &Found) -> Option<String> {
+        let last = self.ops.len();
+        let state = &self.states[last];
+        let same = self.is_state(found, last, last, last);
+        let lost = state.nodes.iter().find(|(path, entry)| {
+            let bytes = state.bytes(entry.ino);
+            entry.is_file && found.get(*path).map(|found| &found.bytes[..]) != bytes
+        });
+        let lost = || lost.map(|(path, _)| format!("{path} does not hold what was written last"));
+        same.err().or_else(lost)
     }
 
     fn was_synced(&self, ino: u32) -> bool {
@@ -151,7 +256,8 @@ impl History {
                 _ => {}
             }
         }
-        for (path, expected) in tree.nodes.iter().filter(|entry| entry.1.is_file) {
+        let kept = |entry: &TreeEntry| entry.is_file && !self.moved.contains(&entry.ino);
+        for (path, expected) in tree.nodes.iter().filter(|entry| kept(entry.1)) {
             let synced = self.synced.iter().filter(|at| at.0 <= completed && at.1 == expected.ino);
             let ordered = self.ordered.iter().filter(|at| at.0 <= state && at.2 == expected.ino);
             let ordered = ordered.map(|at| at.1);
@@ -187,7 +293,11 @@ impl History {
             let once = held.iter().any(|bytes| bytes.get(at).copied().unwrap_or(0) == *byte);
             // What was not made durable may never have been written.
             let unwritten = floor.is_none() && *byte == 0;
-            if !(once || unwritten) {
+            let cleared = self
+                .cleared
+                .iter()
+                .any(|(of, range)| *byte == 0 && *of == ino && range.contains(&(at as u64)));
+            if !(once || unwritten || cleared) {
                 return Err(format!("byte {at} of {len} is {byte:#x}, which it never was"));
             }
         }
