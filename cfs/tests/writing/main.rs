@@ -7,3 +7,4 @@ mod contents;
 mod errors;
 mod image;
 mod names;
+mod sync;
