@@ -6,6 +6,7 @@ pub mod commit;
 mod committer;
 pub mod fast_commit;
 pub mod format;
+mod gate;
 mod handle;
 pub mod locate;
 mod log;
@@ -34,6 +35,7 @@ use crate::disk::superblock::STATE_CLEAN;
 use crate::engine::Volume;
 use crate::{Error, Result, limits};
 use format::Tid;
+use gate::Gate;
 use log::Log;
 use transaction::Shared;
 

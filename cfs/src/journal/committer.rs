@@ -3,53 +3,33 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use parking_lot::MutexGuard;
-
 use super::format::Tid;
+use super::gate::{Gate, Work};
 use super::handle::Handle;
-use super::transaction::{Shared, State};
+use super::transaction::{LAST_BLOCKS, Room, Shared, State};
 use crate::engine::cache::Changes;
 use crate::{Error, Result};
 
-impl Shared {
-    /// Commits the running transaction: who calls this saw that nobody else does. After an error
-    /// the journal has been given up.
-    pub(super) fn commit_running(&self, state: &mut MutexGuard<'_, State>) -> Result<()> {
-        state.committing = true;
-        state.commit_wanted = false;
-        self.lock_running(state);
-        if state.running.used == 0 {
-            state.committing = false;
-            self.unlock_running(state);
-            return Ok(());
+impl Work for Shared {
+    type Changes = Changes;
+
+    fn fits(&self, state: &State, credits: u32) -> Room {
+        let blocks = state.running.used.saturating_add(state.running.reserved);
+        let blocks = blocks.saturating_add(credits);
+        if blocks > self.max_blocks {
+            return Room::Full;
         }
-        let tid = state.running.tid;
+        let Some(log) = &self.log else { return Room::Enough };
+        // Each block may be a copy or a revocation, whichever takes more.
+        let needed = log.needed(blocks as usize + LAST_BLOCKS as usize, 1);
+        if needed > state.free { Room::LogFull } else { Room::Enough }
+    }
+
+    fn collect(&self, tid: Tid) -> Result<Changes> {
         let hooks = self.hooks.lock().clone();
-        let done = MutexGuard::unlocked(state, || {
-            let mut last = Handle::last(self, tid);
-            hooks.iter().try_for_each(|hook| hook.locking(&mut last))?;
-            Ok(self.volume.cache().take_changes(tid))
-        });
-        let done = done.and_then(|changes| {
-            // An aborted transaction may hold half an operation.
-            state.check_io()?;
-            self.take_room(state, &changes)?;
-            self.run_next(state);
-            MutexGuard::unlocked(state, || {
-                self.write(tid, &changes)?;
-                hooks.iter().for_each(|hook| hook.committed(tid));
-                Ok(())
-            })
-        });
-        if let Err(error) = &done {
-            MutexGuard::unlocked(state, || self.abort(error));
-        } else {
-            state.committed = tid;
-        }
-        state.committing = false;
-        self.changed.notify_all();
-        self.crowded.notify_one();
-        done
+        let mut last = Handle::last(self, tid);
+        hooks.iter().try_for_each(|hook| hook.locking(&mut last))?;
+        Ok(self.volume.cache().take_changes(tid))
     }
 
     fn take_room(&self, state: &mut State, changes: &Changes) -> Result<()> {
@@ -62,8 +42,21 @@ impl Shared {
         Ok(())
     }
 
-    /// Makes a transaction durable: in the log or, where there is none, at home.
     fn write(&self, tid: Tid, changes: &Changes) -> Result<()> {
+        self.make_durable(tid, changes)?;
+        let hooks = self.hooks.lock().clone();
+        hooks.iter().for_each(|hook| hook.committed(tid));
+        Ok(())
+    }
+
+    fn give_up(&self, error: &Error) {
+        self.abort(error);
+    }
+}
+
+impl Shared {
+    /// Makes a transaction durable: in the log or, where there is none, at home.
+    fn make_durable(&self, tid: Tid, changes: &Changes) -> Result<()> {
         let Some(log) = &self.log else {
             let alone = self.checkpointing.lock();
             let blocks = changes.versions.iter();

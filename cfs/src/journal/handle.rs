@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 
 use super::format::Tid;
+use super::gate::Gate;
 use super::transaction::Shared;
 use crate::engine::cache::CachedBlock;
 use crate::id::Block;

@@ -11,6 +11,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::checkpoint::Pending;
 use super::format::Tid;
+use super::gate::{Gate, Monitor, Signal};
 use super::log::{Log, Tail};
 use super::{CommitHook, mark};
 use crate::engine::Volume;
@@ -61,12 +62,13 @@ pub(super) struct Running {
     pub(super) tid: Tid,
     /// When the first handle joined it.
     pub(super) since: Option<Instant>,
-    handles: u32,
+    pub(super) handles: u32,
     /// Credits of its handles that they have not used.
-    reserved: u32,
+    pub(super) reserved: u32,
     /// Blocks that ended handles added.
     pub(super) used: u32,
-    locked: bool,
+    /// It takes no handle any more.
+    pub(super) locked: bool,
 }
 
 impl Running {
@@ -80,16 +82,7 @@ impl Shared {
         let first = log.as_ref().map_or(Tail { start: 0, tid: Tid(1) }, Log::begin);
         let blocks = log.as_ref().map_or(u32::MAX, Log::blocks);
         let tid = first.tid;
-        let state = State {
-            running: Running::new(tid),
-            committed: Tid(tid.0.wrapping_sub(1)),
-            committing: false,
-            free: blocks,
-            commit_wanted: false,
-            room_wanted: false,
-            stopping: false,
-            aborted: None,
-        };
+        let state = State::new(tid, blocks);
         Self {
             volume,
             log,
@@ -106,125 +99,9 @@ impl Shared {
         }
     }
 
-    /// Lets a handle join the running transaction. Waits while that is locked, full, or has no room
-    /// in the log.
-    pub(super) fn join(&self, credits: u32) -> Result<Tid> {
-        if credits > self.max_blocks {
-            let most = self.max_blocks;
-            return Err(Error::Exhausted(format!(
-                "an operation may change {credits} blocks, but a transaction has room for {most}"
-            )));
-        }
-        let mut state = self.state.lock();
-        loop {
-            state.check()?;
-            if !state.running.locked {
-                match self.fits(&state, credits) {
-                    Room::Enough => break,
-                    Room::Full => {
-                        state.commit_wanted = true;
-                        self.work.notify_one();
-                    }
-                    Room::LogFull => {
-                        state.room_wanted = true;
-                        self.crowded.notify_one();
-                    }
-                }
-            }
-            self.changed.wait(&mut state);
-        }
-        let running = &mut state.running;
-        if running.since.is_none() {
-            running.since = Some(Instant::now());
-        }
-        running.handles += 1;
-        running.reserved += credits;
-        Ok(running.tid)
-    }
-
-    /// Ends a handle that added `used` blocks and has `unused` credits left.
-    pub(super) fn leave(&self, used: u32, unused: u32) {
-        let mut state = self.state.lock();
-        let running = &mut state.running;
-        running.handles -= 1;
-        running.reserved = running.reserved.saturating_sub(used + unused);
-        running.used += used;
-        if running.locked && running.handles == 0 {
-            self.idle.notify_all();
-        }
-    }
-
-    pub(super) fn extend(&self, credits: u32) -> Result<bool> {
-        let mut state = self.state.lock();
-        state.check()?;
-        // Somebody waits for the handles of a locked transaction.
-        let locked = state.running.locked;
-        let fits = !locked && matches!(self.fits(&state, credits), Room::Enough);
-        if fits {
-            state.running.reserved += credits;
-        }
-        Ok(fits)
-    }
-
     /// A handle takes a credit more than it asked for.
     pub(super) fn overdraw(&self) {
         self.state.lock().running.reserved += 1;
-    }
-
-    /// Whether the running transaction can take so many more blocks.
-    fn fits(&self, state: &State, credits: u32) -> Room {
-        let blocks = state.running.used.saturating_add(state.running.reserved);
-        let blocks = blocks.saturating_add(credits);
-        if blocks > self.max_blocks {
-            return Room::Full;
-        }
-        let Some(log) = &self.log else { return Room::Enough };
-        // Each block may be a copy or a revocation, whichever takes more.
-        let needed = log.needed(blocks as usize + LAST_BLOCKS as usize, 1);
-        if needed > state.free { Room::LogFull } else { Room::Enough }
-    }
-
-    /// Waits until transaction `tid` is durable; commits it if nobody does.
-    pub(super) fn commit(&self, mut tid: Tid) -> Result<()> {
-        let mut state = self.state.lock();
-        if !state.running.tid.at_least(tid) {
-            return Err(Error::Invalid(format!("no transaction has the number {tid} yet")));
-        }
-        loop {
-            if state.committed.at_least(tid) {
-                return Ok(());
-            }
-            state.check_io()?;
-            if state.is_untouched(tid) {
-                // Nothing is in it; who asks wants what was done before.
-                tid = Tid(tid.0.wrapping_sub(1));
-            } else if state.committing {
-                self.changed.wait(&mut state);
-            } else {
-                self.commit_running(&mut state)?;
-            }
-        }
-    }
-
-    /// Locks the running transaction against new handles and waits for those that it has.
-    pub(super) fn lock_running(&self, state: &mut MutexGuard<'_, State>) {
-        state.running.locked = true;
-        while state.running.handles > 0 {
-            self.idle.wait(state);
-        }
-    }
-
-    /// The transaction that was locked had nothing in it: it goes on.
-    pub(super) fn unlock_running(&self, state: &mut State) {
-        state.running.locked = false;
-        state.running.since = None;
-        self.changed.notify_all();
-    }
-
-    /// The next transaction runs.
-    pub(super) fn run_next(&self, state: &mut State) {
-        state.running = Running::new(state.running.tid.next());
-        self.changed.notify_all();
     }
 
     /// Nothing is written any more but the mark of the error, where there is none yet.
@@ -255,8 +132,42 @@ impl Shared {
     }
 }
 
+impl Monitor for Shared {
+    type Guard<'a> = MutexGuard<'a, State>;
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock()
+    }
+
+    fn wait<'a>(&'a self, state: &mut MutexGuard<'a, State>, signal: Signal) {
+        self.condition(signal).wait(state);
+    }
+
+    fn signal(&self, signal: Signal) {
+        // One thread at most waits for work of either kind.
+        self.condition(signal).notify_all();
+    }
+
+    fn unlocked<'a, T>(&'a self, state: &mut MutexGuard<'a, State>, work: impl FnOnce() -> T) -> T {
+        MutexGuard::unlocked(state, work)
+    }
+}
+
+impl Shared {
+    fn condition(&self, signal: Signal) -> &Condvar {
+        match signal {
+            Signal::Idle => &self.idle,
+            Signal::Changed => &self.changed,
+            Signal::Work => &self.work,
+            Signal::Crowded => &self.crowded,
+        }
+    }
+}
+
+impl Gate for Shared {}
+
 /// Whether blocks fit the running transaction.
-enum Room {
+pub(super) enum Room {
     Enough,
     /// It has to commit first.
     Full,
@@ -269,9 +180,24 @@ enum Room {
 const MAX_BLOCKS: u32 = 1 << 16;
 
 /// Blocks that may be added when a transaction is locked.
-const LAST_BLOCKS: u32 = 16;
+pub(super) const LAST_BLOCKS: u32 = 16;
 
 impl State {
+    /// Nothing has happened; the first transaction will be `tid`, and so many blocks of the log are
+    /// free.
+    pub(super) fn new(tid: Tid, free: u32) -> Self {
+        Self {
+            running: Running::new(tid),
+            committed: Tid(tid.0.wrapping_sub(1)),
+            committing: false,
+            free,
+            commit_wanted: false,
+            room_wanted: false,
+            stopping: false,
+            aborted: None,
+        }
+    }
+
     /// For who would change something.
     pub(super) fn check(&self) -> Result<()> {
         if self.aborted.is_some() || self.stopping { Err(Error::ReadOnly) } else { Ok(()) }
