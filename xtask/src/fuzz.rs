@@ -24,14 +24,12 @@ struct Target {
     max_len: usize,
 }
 
-const TARGETS: [Target; 18] = [
+const TARGETS: [Target; 15] = [
     target("superblock", 4096),
     target("inode", 1200),
     target("extent", 8192),
     target("directory", 8192),
-    target("directory_edit", 8192),
     target("xattr", 4096),
-    target("xattr_edit", 8192),
     target("journal", 48 << 10),
     target("recovery", 512),
     target("volume", 512),
@@ -42,7 +40,6 @@ const TARGETS: [Target; 18] = [
     target("topology", TOPOLOGY_BYTES),
     target("fuse", 1024),
     target("wire", 2048),
-    target("nbd", 4096),
 ];
 
 const fn target(name: &'static str, max_len: usize) -> Target {
