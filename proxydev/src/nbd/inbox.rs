@@ -86,7 +86,7 @@ impl Inbox {
         let count = ended(stream.recv(&mut slices)?)?;
         drop(slices);
         drop(memory);
-        target.done += count.min(missing);
+        target.at += count.min(missing);
         self.end = count.saturating_sub(missing);
         Ok(())
     }
@@ -96,19 +96,57 @@ impl Inbox {
 pub(crate) struct Target {
     frames: Vec<OwnedFrame>,
     len: usize,
-    done: usize,
+    /// Where the next byte goes, and the end of what is expected.
+    at: usize,
+    end: usize,
+    /// Parts that were expected so far, in order.
+    parts: Vec<(usize, usize)>,
 }
 
 impl Target {
-    /// For `len` bytes, for which there are enough frames.
+    /// For `len` bytes, for which there are enough frames; all of them are expected.
     pub(crate) fn new(frames: Vec<OwnedFrame>, len: usize) -> Self {
         debug_assert!(len <= frames.len() * FRAME_SIZE);
-        Self { frames, len, done: 0 }
+        Self { frames, len, at: 0, end: len, parts: Vec::new() }
+    }
+
+    /// Expects `len` bytes for the place `from`, none of which were expected before.
+    pub(crate) fn window(&mut self, from: usize, len: usize) -> io::Result<()> {
+        let end = from.checked_add(len).filter(|end| *end <= self.len);
+        let index = self.parts.partition_point(|part| part.0 < from);
+        let before = index.checked_sub(1).and_then(|index| self.parts.get(index));
+        let free = before.is_none_or(|part| part.1 <= from)
+            && end.is_some_and(|end| self.parts.get(index).is_none_or(|part| end <= part.0));
+        let Some(end) = end.filter(|_| free && len > 0) else {
+            return Err(io::Error::other(format!("{len} bytes at {from} once more")));
+        };
+        self.parts.insert(index, (from, end));
+        (self.at, self.end) = (from, end);
+        Ok(())
+    }
+
+    /// Whether all bytes have been expected, and have come.
+    pub(crate) fn is_whole(&self) -> bool {
+        let covered: usize = self.parts.iter().map(|(from, to)| to - from).sum();
+        covered == self.len && self.left() == 0
+    }
+
+    /// Zeros for what is expected.
+    pub(crate) fn zero(&mut self) -> io::Result<()> {
+        while self.left() > 0 {
+            self.copy_in(&[0; FRAME_SIZE])?;
+        }
+        Ok(())
+    }
+
+    /// The frames, to be filled anew.
+    pub(crate) fn into_frames(self) -> Vec<OwnedFrame> {
+        self.frames
     }
 
     /// Bytes that are missing.
     pub(crate) fn left(&self) -> usize {
-        self.len - self.done
+        self.end - self.at
     }
 
     /// Takes the payload's next bytes, as many as there is room for; how many that is.
@@ -116,12 +154,12 @@ impl Target {
         let count = bytes.len().min(self.left());
         let mut rest = &bytes[..count];
         while !rest.is_empty() {
-            let at = self.done % FRAME_SIZE;
+            let at = self.at % FRAME_SIZE;
             let (now, later) = rest.split_at(rest.len().min(FRAME_SIZE - at));
-            let frame = &mut self.frames[self.done / FRAME_SIZE];
+            let frame = &mut self.frames[self.at / FRAME_SIZE];
             let mut memory = frame.bytes().map_err(io::Error::other)?;
             memory.fill()[at..at + now.len()].copy_from_slice(now);
-            self.done += now.len();
+            self.at += now.len();
             rest = later;
         }
         Ok(count)
@@ -129,7 +167,7 @@ impl Target {
 
     /// Where the missing bytes go: the part of each frame.
     fn memory(&mut self) -> io::Result<Vec<(RawSliceMut, usize, usize)>> {
-        let (first, mut at) = (self.done / FRAME_SIZE, self.done % FRAME_SIZE);
+        let (first, mut at) = (self.at / FRAME_SIZE, self.at % FRAME_SIZE);
         let mut left = self.left();
         let mut memory = Vec::with_capacity(left / FRAME_SIZE + 2);
         for frame in &mut self.frames[first..] {

@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::ops::Deref;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -34,9 +35,28 @@ pub(crate) struct Message {
     /// First these.
     pub(crate) head: Vec<u8>,
     /// Then these, from where they lie.
-    pub(crate) data: Vec<Data>,
+    pub(crate) data: Vec<Bytes>,
     /// Counts until all is sent.
     pub(crate) _held: Option<Held>,
+}
+
+/// Data of a message.
+pub(crate) enum Bytes {
+    /// Let go when they are sent.
+    Own(Data),
+    /// Kept by others as well, to be sent again.
+    Shared(Arc<Data>),
+}
+
+impl Deref for Bytes {
+    type Target = Data;
+
+    fn deref(&self) -> &Data {
+        match self {
+            Self::Own(data) => data,
+            Self::Shared(data) => data,
+        }
+    }
 }
 
 /// How much a connection has in hand.
@@ -77,7 +97,7 @@ impl Drop for Held {
 
 impl Message {
     fn len(&self) -> usize {
-        self.head.len() + self.data.iter().map(Data::len).sum::<usize>()
+        self.head.len() + self.data.iter().map(|data| data.len()).sum::<usize>()
     }
 
     /// Its bytes from the one with this number on.
@@ -93,7 +113,7 @@ impl Message {
         push(Piece::Bytes(&self.head));
         for data in &self.data {
             for index in 0..data.slices().len() {
-                push(Piece::kept(data, data.bytes(index)?));
+                push(Piece::kept(&**data, data.bytes(index)?));
             }
         }
         Some(())

@@ -165,6 +165,12 @@ impl Server {
         self.shared.connect(socket.into())
     }
 
+    /// The connections behind their handshake.
+    #[cfg(test)]
+    pub(crate) fn links(&self) -> Vec<Arc<Link>> {
+        self.shared.connections.lock().links.iter().map(|(_, link)| Arc::clone(link)).collect()
+    }
+
     /// Connections that there are.
     pub fn connections(&self) -> usize {
         self.shared.connections.lock().count

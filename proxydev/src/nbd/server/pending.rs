@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use crate::device::{Operation, Request as DeviceRequest};
-use crate::nbd::link::{Held, Link, Message};
+use crate::nbd::link::{Bytes, Held, Link, Message};
 use crate::nbd::transmission::Rules;
 use crate::nbd::wire::{Command, Request};
 use crate::{BlockDevice, Data, Error, Result};
@@ -98,6 +98,7 @@ impl Pending {
             (None, Some(answer)) => (answer, vec![]),
             (None, None) => self.succeeded(parts),
         };
+        let data = data.into_iter().map(Bytes::Own).collect();
         self.link.push(Message { head, data, _held: held });
     }
 
