@@ -196,6 +196,11 @@ impl Journal {
         self.shared.state.lock().aborted.clone()
     }
 
+    /// Whether it was given up; [`Self::aborted`] says why.
+    pub fn is_aborted(&self) -> bool {
+        self.shared.given_up.load(Ordering::Acquire)
+    }
+
     /// Gives the journal up: nothing is changed any more.
     pub fn abort(&self, error: &Error) {
         self.shared.abort(error, None);

@@ -179,10 +179,7 @@ impl Owner {
     /// [`Error::ReadOnly`] where nothing does, or nothing any more.
     fn writer(&self) -> Result<&Arc<Writer>> {
         let writer = self.writer.as_ref().ok_or(Error::ReadOnly)?;
-        match writer.journal().aborted() {
-            None => Ok(writer),
-            Some(_) => Err(Error::ReadOnly),
-        }
+        if writer.journal().is_aborted() { Err(Error::ReadOnly) } else { Ok(writer) }
     }
 }
 

@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 mod fuzz;
 mod kernel;
 mod packages;
+mod programs;
 mod report;
 mod run;
 mod steps;

@@ -19,18 +19,47 @@ pub(crate) enum End {
     TimedOut,
 }
 
+impl End {
+    /// What went wrong with `what`, which had the time `limit`.
+    pub(crate) fn wrong(&self, what: &str, limit: Duration) -> Option<String> {
+        match self {
+            Self::Status(status) if status.success() => None,
+            Self::Status(status) => Some(format!("{what}: {status}")),
+            Self::TimedOut => Some(format!("{what}: no end in {} s", limit.as_secs())),
+        }
+    }
+}
+
 /// Runs `command` with stdout and stderr appended to `log`, for at most `limit`.
 pub(crate) fn logged(command: &mut Command, log: &Path, limit: Duration) -> anyhow::Result<End> {
-    let mut file = File::options()
-        .create(true)
-        .append(true)
-        .open(log)
-        .with_context(|| log.display().to_string())?;
+    let file = opened(log, command)?;
+    ended(command, file.try_clone()?, file, limit)
+}
+
+/// The same, with stdout alone in the file `out`.
+pub(crate) fn apart(
+    command: &mut Command,
+    out: &Path,
+    log: &Path,
+    limit: Duration,
+) -> anyhow::Result<End> {
+    let out = File::create(out).with_context(|| out.display().to_string())?;
+    let log = opened(log, command)?;
+    ended(command, out, log, limit)
+}
+
+fn opened(log: &Path, command: &Command) -> anyhow::Result<File> {
+    let options = File::options().create(true).append(true).open(log);
+    let mut file = options.with_context(|| log.display().to_string())?;
     writeln!(file, "+ {}", describe(command))?;
+    Ok(file)
+}
+
+fn ended(command: &mut Command, out: File, err: File, limit: Duration) -> anyhow::Result<End> {
     let mut child = command
         .stdin(Stdio::null())
-        .stdout(file.try_clone()?)
-        .stderr(file)
+        .stdout(out)
+        .stderr(err)
         .spawn()
         .with_context(|| describe(command))?;
 

@@ -19,6 +19,8 @@ pub(crate) struct Step {
     pub(crate) rounds: (u32, u32),
     /// How long one command may take: by default and with `--full`.
     pub(crate) limit_s: (u64, u64),
+    /// The command builds test programs, which then run side by side with these arguments.
+    pub(crate) side_by_side: Option<&'static [&'static str]>,
     /// The commands are test programs, and this many tests at least must have run.
     pub(crate) tests_at_least: usize,
     /// Text in the output of a failed command by which the step counts as skipped, and why.
@@ -34,6 +36,7 @@ const CHECK: Step = Step {
     tool: None,
     rounds: (1, 1),
     limit_s: (600, 1800),
+    side_by_side: None,
     tests_at_least: 0,
     skipped_if: None,
 };
@@ -99,7 +102,8 @@ pub(crate) const STEPS: &[Step] = &[
     Step {
         name: "test",
         why: "units and scenarios",
-        commands: &["cargo test --workspace --lib --bins --tests --no-fail-fast -- --show-output"],
+        commands: &["cargo test --workspace --lib --bins --tests"],
+        side_by_side: Some(&["--show-output"]),
         // A first run builds all of it as well.
         limit_s: (1800, 7200),
         tests_at_least: 1,

@@ -10,9 +10,8 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 
 use crate::report::{self, Counts};
-use crate::run::{self, End};
 use crate::steps::{STEPS, Step};
-use crate::{packages, tree};
+use crate::{packages, programs, run, tree};
 
 /// Lines of a failed step's output that are shown; the rest is in its log.
 const SHOWN_LINES: usize = 150;
@@ -133,17 +132,15 @@ impl Session {
         for _ in 0..rounds {
             for line in step.commands {
                 let mut command = self.command(step, line)?;
-                match run::logged(&mut command, log, step.limit(self.full))? {
-                    End::Status(status) if status.success() => {}
-                    End::Status(status) => {
-                        let what = format!("{}: {status}", run::describe(&command));
-                        return Ok(Verdict::Failed(what));
-                    }
-                    End::TimedOut => {
-                        let limit = step.limit(self.full).as_secs();
-                        let what = format!("{}: no end in {limit} s", run::describe(&command));
-                        return Ok(Verdict::Failed(what));
-                    }
+                let limit = step.limit(self.full);
+                let wrong = if let Some(arguments) = step.side_by_side {
+                    programs::run(&mut command, arguments, log, limit)?
+                } else {
+                    let end = run::logged(&mut command, log, limit)?;
+                    end.wrong(&run::describe(&command), limit).into_iter().collect()
+                };
+                if !wrong.is_empty() {
+                    return Ok(Verdict::Failed(wrong.join("; ")));
                 }
             }
         }

@@ -25,6 +25,13 @@ impl Volume {
         Ok(visible.collect())
     }
 
+    /// Whether an inode has any such attribute.
+    pub fn has_xattr(&self, inode: &Inode) -> Result<bool> {
+        let block = self.xattr_block(inode)?;
+        let entries = xattr_entries(inode, block.as_deref())?;
+        Ok(entries.iter().any(|entry| entry.index.prefix().is_some()))
+    }
+
     /// The value of an attribute as getxattr(2) returns it.
     pub fn getxattr(&self, inode: &Inode, name: &[u8]) -> Result<Vec<u8>> {
         let (index, name) = NameIndex::split(name).ok_or(Error::NoAttribute)?;

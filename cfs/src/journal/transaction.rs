@@ -4,7 +4,7 @@
 //! the block cache, so that handles meet here at their beginning and end alone.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -23,6 +23,8 @@ pub(super) struct Shared {
     /// `None` on a volume without a journal.
     pub(super) log: Option<Log>,
     pub(super) state: Mutex<State>,
+    /// Set with `State::aborted`, for those who ask often.
+    pub(super) given_up: AtomicBool,
     /// The last handle of a locked transaction has ended.
     idle: Condvar,
     /// Anything else that somebody may wait for.
@@ -95,6 +97,7 @@ impl Shared {
             volume,
             log,
             state: Mutex::new(state),
+            given_up: AtomicBool::new(false),
             idle: Condvar::new(),
             changed: Condvar::new(),
             work: Condvar::new(),
@@ -236,6 +239,7 @@ impl Shared {
                 return;
             }
             state.aborted = Some(error.to_string().into());
+            self.given_up.store(true, Ordering::Release);
             self.wake_all();
         }
         // Nobody else writes the superblock home meanwhile.

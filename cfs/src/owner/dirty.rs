@@ -11,6 +11,10 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use crate::engine::write::Cell;
 use crate::id::Ino;
 
+/// Pages of a file that is written in sequence which do not wait for their age: the device works
+/// while the rest is being written, not when somebody waits for all of it.
+const STREAM: u64 = 2048;
+
 /// What the owner keeps of a file while it is changed or has pages to write.
 pub(super) struct File {
     pub(super) ino: Ino,
@@ -32,6 +36,7 @@ pub(super) struct Pending {
     pub(super) stale: bool,
     /// The file was cut to nothing, to be written anew: that goes to disk when it is closed.
     pub(super) replaced: bool,
+    stream: Stream,
     /// When there was something to write first.
     since: Option<Instant>,
     queued: bool,
@@ -40,6 +45,32 @@ pub(super) struct Pending {
     active: BTreeSet<u64>,
     /// Those who keep new ones from starting.
     barred: usize,
+}
+
+/// Pages that became dirty one behind the other.
+#[derive(Default)]
+struct Stream {
+    /// Behind the last.
+    next: u64,
+    /// How many since the first, or since some were sent on their way.
+    pages: u64,
+}
+
+impl Stream {
+    /// Another page is dirty. Where those end that are to be on their way: all before the page that
+    /// is being written.
+    fn add(&mut self, page: u64) -> Option<u64> {
+        if page != self.next {
+            self.pages = 0;
+        }
+        self.next = page + 1;
+        self.pages += 1;
+        let long = self.pages > STREAM;
+        if long {
+            self.pages = 0;
+        }
+        long.then_some(page)
+    }
 }
 
 impl Pending {
@@ -194,11 +225,15 @@ impl Files {
         }
     }
 
-    /// Notes a dirty page of a file.
-    pub(super) fn add(&self, file: &Arc<File>, page: u64, at: PageRef) {
+    /// Notes a dirty page of a file. When it is written in sequence, pages before this one may be
+    /// enough to be written back at once.
+    pub(super) fn add(&self, file: &Arc<File>, page: u64, at: PageRef) -> Option<u64> {
+        let mut behind = None;
         self.note(file, |pending| {
             pending.dirty.insert(page, at);
+            behind = pending.stream.add(page);
         });
+        behind
     }
 
     /// Notes times of an inode that its table has not.
@@ -331,6 +366,14 @@ impl Errors {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_written_in_sequence_is_noticed_and_what_is_not_is_left() {
+        let mut stream = Stream::default();
+        let ends: Vec<_> = (0..3 * STREAM).filter_map(|page| stream.add(page)).collect();
+        assert_eq!(ends, [STREAM, 2 * STREAM + 1], "the page that is being written stays");
+        assert!((0..4 * STREAM).all(|page| stream.add(page * 7 % (4 * STREAM)).is_none()));
+    }
 
     #[test]
     fn an_error_is_told_once_to_everybody_who_was_there() {

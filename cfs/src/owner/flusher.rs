@@ -1,6 +1,7 @@
 //! When dirty pages are written: threads that look for files that have been dirty for long, and for
 //! too many dirty pages, and writers that wait for room.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
@@ -17,7 +18,7 @@ const AGE: Duration = Duration::from_secs(5);
 /// How often somebody looks.
 const LOOK: Duration = Duration::from_secs(1);
 /// Batches in flight: while one is being prepared or committed the device writes another.
-const THREADS: usize = 2;
+pub(super) const THREADS: usize = 2;
 /// How long a writer waits before it looks again whether there is room, or a volume to write to.
 const ROOM: Duration = Duration::from_millis(100);
 
@@ -36,6 +37,8 @@ pub(super) struct Flusher {
 struct State {
     /// Files to be written soon, whatever their age.
     soon: Vec<Arc<File>>,
+    /// Files that are being written, of which pages before that one are to be written back.
+    behind: VecDeque<(Arc<File>, u64)>,
     stop: bool,
 }
 
@@ -95,6 +98,12 @@ impl Flusher {
         self.work.notify_one();
     }
 
+    /// Has pages of a file that come before `end` written: one batch of them.
+    pub(super) fn behind(&self, file: Arc<File>, end: u64) {
+        self.state.lock().behind.push_back((file, end));
+        self.work.notify_one();
+    }
+
     /// Pages have been written.
     pub(super) fn made_room(&self) {
         self.room.notify_all();
@@ -111,17 +120,24 @@ impl Flusher {
 
 /// One round of a thread; false when it is to end.
 fn once(flusher: &Flusher, owner: &Weak<Owner>) -> bool {
-    let (soon, pressed) = {
+    let (soon, behind, pressed) = {
         let mut state = flusher.state.lock();
-        if !state.stop && state.soon.is_empty() && !flusher.hurry.load(Ordering::Relaxed) {
+        let idle = state.soon.is_empty() && state.behind.is_empty();
+        if !state.stop && idle && !flusher.hurry.load(Ordering::Relaxed) {
             flusher.work.wait_for(&mut state, LOOK);
         }
         if state.stop {
             return false;
         }
-        (std::mem::take(&mut state.soon), flusher.hurry.swap(false, Ordering::Relaxed))
+        let pressed = flusher.hurry.swap(false, Ordering::Relaxed);
+        // One at a time: the next is another thread's.
+        (std::mem::take(&mut state.soon), state.behind.pop_front(), pressed)
     };
     let Some(owner) = owner.upgrade() else { return false };
+    if let Some((file, end)) = behind {
+        owner.flush_some(&file, 0..end);
+        owner.files.put(file);
+    }
     for file in soon {
         owner.flush_file(&file);
         owner.files.put(file);

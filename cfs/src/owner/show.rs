@@ -66,7 +66,7 @@ impl Owner {
         let record = InodeRecord {
             attr,
             // Asked for, they give the error again; so they must be asked for.
-            has_xattr: self.volume.listxattr(inode).map_or(true, |names| !names.is_empty()),
+            has_xattr: self.volume.has_xattr(inode).unwrap_or(true),
             target,
         };
         self.inodes.lock().publish(&record);

@@ -425,7 +425,9 @@ impl Owner {
     }
 
     fn note_dirty(&self, file: &Arc<File>, number: u64, page: PageRef) {
-        self.files.add(file, number, page);
+        if let Some(end) = self.files.add(file, number, page) {
+            self.flusher.behind(Arc::clone(file), end);
+        }
     }
 
     /// Before a file grows: what lies on disk behind its end, in the same block, becomes zeros.

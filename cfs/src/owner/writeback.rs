@@ -12,6 +12,7 @@ use proxydev::data::{Data, Slice};
 
 use super::Owner;
 use super::dirty::File;
+use super::flusher::THREADS;
 use super::frames::Blocks;
 use super::pages::PAGE;
 use crate::alloc::Claim;
@@ -121,8 +122,19 @@ impl Owner {
         self.flush_range(file, 0..u64::MAX);
     }
 
-    /// The same for some pages.
+    /// Writes some dirty pages of a file: one batch.
+    pub(super) fn flush_some(&self, file: &Arc<File>, pages: Range<u64>) {
+        if let Some(item) = self.pick(file, pages, BATCH) {
+            self.write_batch(vec![item]);
+        }
+    }
+
+    /// As [`Self::flush_file`], for some pages.
     pub(super) fn flush_range(&self, file: &Arc<File>, pages: Range<u64>) {
+        // More than a batch: others prepare the next while the device has one.
+        for _ in 0..(file.pending().dirty.len() / BATCH).min(THREADS) {
+            self.flusher.behind(Arc::clone(file), pages.end);
+        }
         // A page that somebody is writing may be dirty again: it is taken in the second round.
         for _ in 0..2 {
             let mut next = pages.start;

@@ -459,3 +459,28 @@ fn a_published_frame_is_overwritten_under_its_readers() {
     arena.retire(&[page]);
     assert!(own.overwrite(page, 0, Bytes::Own(b"a")).is_err(), "retired");
 }
+
+#[test]
+fn any_bytes_are_put_anywhere_in_a_frame_and_nowhere_else() {
+    let (a, b) = pair(2);
+    let (arena, own) = (Arena::new(&a), a.own());
+    let mut frame = arena.alloc().unwrap();
+    frame.bytes().unwrap().fill().fill(0xff);
+    let page = frame.publish();
+    let guard = b.pin(page).unwrap().unwrap();
+    let mut expected = vec![0xff; 4096];
+    let source: Vec<u8> = (0..4096u32).map(|at| (at % 251) as u8).collect();
+    for len in (0..=200).chain([1024, 4032, 4095, 4096]) {
+        let room = 4096 - len;
+        for offset in [0, 1, 15, 16, 63, 64, 100, room] {
+            let (offset, from) = (offset.min(room), (offset * 7).min(room));
+            let bytes = &source[from..from + len];
+            own.overwrite(page, offset, Bytes::Own(bytes)).unwrap();
+            expected[offset..offset + len].copy_from_slice(bytes);
+            assert_eq!(guard.bytes().to_vec(), expected, "{len} bytes at {offset}");
+            own.overwrite(page, room - offset, Bytes::Zeros(len)).unwrap();
+            expected[room - offset..][..len].fill(0);
+            assert_eq!(guard.bytes().to_vec(), expected, "{len} zeros at {}", room - offset);
+        }
+    }
+}

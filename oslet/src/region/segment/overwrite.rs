@@ -99,11 +99,16 @@ impl OwnSegment {
 
 /// Puts bytes where readers may be copying: by instructions that the compiler knows nothing of.
 ///
+/// Sixteen bytes at a time. `rep movsb` is a fifth faster where it is fast, and twenty times slower
+/// on some processors when the target lies less than a line behind the source, modulo 4 KiB: with
+/// what a heap returns for a page and a frame that is nearly always so.
+///
 /// # Safety
 /// As many bytes as there are can be written at `target`, and nobody has a reference to them.
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 unsafe fn put(target: *mut u8, bytes: Bytes<'_>) {
     let len = bytes.len();
+    let (lines, rest) = (len / 64, len % 64);
     let source = match bytes {
         Bytes::Own(bytes) => bytes.as_ptr(),
         Bytes::Shared(bytes) => bytes.as_ptr().cast_const(),
@@ -112,11 +117,25 @@ unsafe fn put(target: *mut u8, bytes: Bytes<'_>) {
             // clear at every entry to assembly.
             unsafe {
                 std::arch::asm!(
+                    "pxor {zero}, {zero}",
+                    "test {lines}, {lines}",
+                    "jz 3f",
+                    "2:",
+                    "movdqu [rdi], {zero}",
+                    "movdqu [rdi + 16], {zero}",
+                    "movdqu [rdi + 32], {zero}",
+                    "movdqu [rdi + 48], {zero}",
+                    "add rdi, 64",
+                    "dec {lines}",
+                    "jnz 2b",
+                    "3:",
                     "rep stosb",
-                    inout("rcx") len => _,
+                    zero = out(xmm_reg) _,
+                    lines = inout(reg) lines => _,
+                    inout("rcx") rest => _,
                     inout("rdi") target => _,
                     in("al") 0u8,
-                    options(nostack, preserves_flags),
+                    options(nostack),
                 );
             }
             return;
@@ -126,11 +145,32 @@ unsafe fn put(target: *mut u8, bytes: Bytes<'_>) {
     // mapped range that is never unmapped.
     unsafe {
         std::arch::asm!(
+            "test {lines}, {lines}",
+            "jz 3f",
+            "2:",
+            "movdqu {a}, [rsi]",
+            "movdqu {b}, [rsi + 16]",
+            "movdqu {c}, [rsi + 32]",
+            "movdqu {d}, [rsi + 48]",
+            "movdqu [rdi], {a}",
+            "movdqu [rdi + 16], {b}",
+            "movdqu [rdi + 32], {c}",
+            "movdqu [rdi + 48], {d}",
+            "add rsi, 64",
+            "add rdi, 64",
+            "dec {lines}",
+            "jnz 2b",
+            "3:",
             "rep movsb",
-            inout("rcx") len => _,
+            a = out(xmm_reg) _,
+            b = out(xmm_reg) _,
+            c = out(xmm_reg) _,
+            d = out(xmm_reg) _,
+            lines = inout(reg) lines => _,
+            inout("rcx") rest => _,
             inout("rdi") target => _,
             inout("rsi") source => _,
-            options(nostack, preserves_flags),
+            options(nostack),
         );
     }
 }
