@@ -48,6 +48,8 @@ struct Runner<'a> {
     environment: Vec<(OsString, Option<OsString>)>,
     log: &'a Path,
     until: Instant,
+    /// What gives a program mounts of its own; for root alone.
+    unshare: Option<PathBuf>,
     shared: Mutex<Shared>,
 }
 
@@ -89,7 +91,10 @@ pub(crate) fn run(
 
     let shared = Shared { waiting: programs.into(), log: text, wrong: Vec::new() };
     let until = started + limit;
-    let runner = Runner { arguments, environment, log, until, shared: Mutex::new(shared) };
+    let root = rustix::process::geteuid().is_root();
+    let unshare = root.then(|| tree::find_program("unshare", &[])).flatten();
+    let shared = Mutex::new(shared);
+    let runner = Runner { arguments, environment, log, until, unshare, shared };
     let at_once = thread::available_parallelism().map_or(1, std::num::NonZero::get);
     thread::scope(|scope| {
         let workers: Vec<_> = (0..at_once).map(|_| scope.spawn(|| runner.work())).collect();
@@ -114,11 +119,20 @@ impl Runner<'_> {
         }
     }
 
+    /// The program, among mounts of its own where that can be had: a cluster that starts takes a copy
+    /// of all mounts that it sees, and so keeps those of other programs from ending.
+    fn command(&self, program: &Program) -> Command {
+        let Some(unshare) = self.unshare.as_ref() else { return Command::new(&program.path) };
+        let mut command = Command::new(unshare);
+        command.args(["--mount", "--propagation", "slave"]).arg(&program.path);
+        command
+    }
+
     fn one(&self, program: &Program) -> anyhow::Result<()> {
         let own = self.log.with_extension("").join(program.name.replace('/', "-") + ".log");
         fs::create_dir_all(own.parent().context("a log without a directory")?)?;
         fs::write(&own, "").with_context(|| own.display().to_string())?;
-        let mut command = Command::new(&program.path);
+        let mut command = self.command(program);
         command.args(self.arguments).current_dir(&program.directory);
         for (name, value) in &self.environment {
             match value {
@@ -203,6 +217,7 @@ mod tests {
             environment: Vec::new(),
             log: &log,
             until: Instant::now() + Duration::from_secs(60),
+            unshare: None,
             shared: Mutex::new(shared),
         };
         runner.work().unwrap();
