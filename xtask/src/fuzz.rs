@@ -24,12 +24,14 @@ struct Target {
     max_len: usize,
 }
 
-const TARGETS: [Target; 15] = [
+const TARGETS: [Target; 18] = [
     target("superblock", 4096),
     target("inode", 1200),
     target("extent", 8192),
     target("directory", 8192),
+    target("directory_edit", 8192),
     target("xattr", 4096),
+    target("xattr_edit", 8192),
     target("journal", 48 << 10),
     target("recovery", 512),
     target("volume", 512),
@@ -40,6 +42,7 @@ const TARGETS: [Target; 15] = [
     target("topology", TOPOLOGY_BYTES),
     target("fuse", 1024),
     target("wire", 2048),
+    target("nbd", 4096),
 ];
 
 const fn target(name: &'static str, max_len: usize) -> Target {
@@ -65,7 +68,7 @@ pub(crate) struct Options {
     /// Run these targets only.
     #[arg(value_name = "TARGET")]
     targets: Vec<String>,
-    /// Seconds for each target [default: 8, or 600 where `cargo xtask test` runs with --full].
+    /// Seconds for each target [default: 5, or 600 where `cargo xtask test` runs with --full].
     #[arg(long)]
     seconds: Option<u32>,
     /// Make the images and seeds, and run nothing.
@@ -85,7 +88,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     }
     let bins = build(&root)?;
     let full = std::env::var_os("OSLET_FULL").is_some();
-    let seconds = options.seconds.unwrap_or(if full { 600 } else { 8 });
+    let seconds = options.seconds.unwrap_or(if full { 600 } else { 5 });
 
     let jobs = thread::available_parallelism().map_or(1, usize::from);
     let left = Mutex::new(chosen.into_iter().collect::<VecDeque<_>>());

@@ -106,6 +106,20 @@ impl<'a> Image<'a> {
     }
 }
 
+/// Bytes of a block that is edited.
+const EDITED: usize = 1024;
+
+/// Changes of a directory's block: names that come, until there is no room, and some that go.
+fn edits() -> Vec<u8> {
+    let mut edits = Vec::new();
+    for number in 0..24u8 {
+        let name = format!("name {}{}", number % 9, "x".repeat(usize::from(number)));
+        edits.extend([0x10 | (number / 9), number, 0, 0, 0, name.len() as u8]);
+        edits.extend(name.bytes());
+    }
+    edits
+}
+
 struct Seeds<'a> {
     corpus: &'a Path,
 }
@@ -139,6 +153,12 @@ impl Seeds<'_> {
                 let name = format!("{name}-{flags}");
                 self.put("directory", &name, &[&head, b"10name-name-", &contents])?;
             }
+            for (at, block) in contents.chunks_exact(EDITED).take(4).enumerate() {
+                for flags in [1, 3, 7] {
+                    let name = format!("{name}-{at}-{flags}");
+                    self.put("directory_edit", &name, &[&[flags | 0x10], block, &edits()])?;
+                }
+            }
         }
         Ok(())
     }
@@ -154,10 +174,15 @@ impl Seeds<'_> {
         let space = inode.get(0x80 + extra..).unwrap_or_default();
         if !trimmed(space).is_empty() {
             self.put("xattr", &format!("{name}-inode"), &[space])?;
+            let head = b"\x00\x60\x00\x01\x03new\x05\x00value";
+            self.put("xattr_edit", &format!("{name}-inode"), &[head, space])?;
         }
         let attributes = u32::from_le_bytes([0x68, 0x69, 0x6a, 0x6b].map(|at| inode[at]));
         if attributes != 0 {
-            self.put("xattr", &format!("{name}-block"), &[&image.block(attributes as usize)])?;
+            let block = image.block(attributes as usize);
+            self.put("xattr", &format!("{name}-block"), &[&block])?;
+            let head = b"\x01\x60\x00\x01\x03new\x05\x00value";
+            self.put("xattr_edit", &format!("{name}-block"), &[head, &block])?;
         }
         let (kind, flags, root) = (inode[1] >> 4, inode[0x22], &inode[0x28..0x28 + 60]);
         let inline = inode[0x23] & 0x10 != 0;
@@ -240,6 +265,48 @@ impl Seeds<'_> {
         self.put("region", "table", &[&[0, 9, 0, 0, 0, 0, 0, 0, 0], &[6, 0, 1, 4]])?;
         self.put("region", "control", &[&[1]])?;
         self.put("cache", "empty", &[&[0, 16, 5, 1, 4], b"name", &[1], &[2; 192]])?;
-        self.put("wire", "sample", &[&[1, 0, 3, 0, 7]])
+        self.put("wire", "sample", &[&[1, 0, 3, 0, 7]])?;
+        self.of_nbd()
+    }
+
+    /// A handshake, a request of each command, and replies.
+    fn of_nbd(&self) -> anyhow::Result<()> {
+        let option = |number: u8, data: &[u8]| {
+            let head = [&b"IHAVEOPT\0\0\0"[..], &[number, 0, 0, 0, data.len() as u8]].concat();
+            [&head, data].concat()
+        };
+        let name = b"\0\0\0\x04disk";
+        let meta = [&name[..], b"\0\0\0\x01\0\0\0\x0fbase:allocation"].concat();
+        let go = [&name[..], b"\0\x01\0\x03"].concat();
+        let mut all = vec![0, 1, 0, 0, 0, 3];
+        for (number, data) in
+            [(3, &b""[..]), (5, b""), (11, b""), (8, b""), (9, &meta), (10, &meta)]
+        {
+            all.extend(option(number, data));
+        }
+        self.put("nbd", "go", &[&all, &option(7, &go)])?;
+        self.put("nbd", "export-name", &[&[0, 0, 0, 0, 0, 1], &option(1, b"disk")])?;
+        for extended in [0, 2_u8] {
+            let magic: u32 = if extended == 0 { 0x2560_9513 } else { 0x21e4_1c71 };
+            let mut all = vec![1, extended | 8, 0xff, 0x0f];
+            for command in [0, 1, 3, 4, 5, 6, 7, 8, 2] {
+                all.extend(magic.to_be_bytes());
+                all.extend([0, 1, 0, command, 1, 2, 3, 4, 5, 6, 7, 8]);
+                all.extend([0; 10]);
+                all.extend(if extended == 0 {
+                    &[0, 0, 16, 0][..]
+                } else {
+                    &[0, 0, 0, 0, 0, 0, 16, 0]
+                });
+            }
+            self.put("nbd", &format!("requests-{extended}"), &[&all])?;
+        }
+        let chunk = |kind: &[u8], payload: &[u8]| {
+            let head = [&[0x66, 0x8e, 0x33, 0xef, 0, 1], kind, &[0; 11], &[payload.len() as u8]];
+            [&head.concat()[..], payload].concat()
+        };
+        let status = chunk(&[0, 5], &[0, 0, 0, 1, 0, 0, 16, 0, 0, 0, 0, 3]);
+        let error = chunk(&[0x80, 1], &[0, 0, 0, 5, 0, 2, b'n', b'o']);
+        self.put("nbd", "chunks", &[&[2, 1], &status, &error])
     }
 }

@@ -74,9 +74,9 @@ pub struct Scan {
     pub room: Option<Room>,
 }
 
-/// Bytes that an entry with a name of `len` bytes needs.
+/// Bytes that an entry with a name of `len` bytes needs. No record is shorter than one of a byte.
 pub fn needed(len: usize) -> usize {
-    (HEAD + len).next_multiple_of(4)
+    (HEAD + len).next_multiple_of(4).max(SHORTEST)
 }
 
 /// The head of an entry of blocks up to 32 KiB, checked as far as walking on depends on it.

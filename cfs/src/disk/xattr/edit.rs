@@ -124,6 +124,9 @@ fn fill(attributes: &[Attribute], space: &mut [u8], start: usize, hashed: bool) 
             }
             Stored::Inode { ino, size, hash } => (0, ino.0, *size, *hash),
         };
+        // Of an attribute without a name the place alone says that it is not the end.
+        let nameless = attribute.index.0 == 0 && attribute.name.is_empty();
+        let place = if nameless && place == 0 { ENTRY } else { place };
         let head = RawEntry {
             name_len: attribute.name.len() as u8,
             name_index: attribute.index.0,
@@ -184,7 +187,7 @@ mod tests {
             1 => (1u32..99, 1u32..99, 1u32..99)
                 .prop_map(|(ino, size, hash)| Stored::Inode { ino: Ino(ino), size, hash }),
         ];
-        (1u8..7, proptest::collection::vec(b'a'..=b'z', 0..40), value).prop_map(
+        (0u8..7, proptest::collection::vec(b'a'..=b'z', 0..40), value).prop_map(
             |(index, name, value)| Attribute { index: NameIndex(index), name: name.into(), value },
         )
     }
@@ -211,6 +214,21 @@ mod tests {
         let block = block(&attributes, 1024).unwrap();
         assert_eq!(users(&block), 1);
         assert_eq!(users(&with_users(&block, 7)), 7);
+    }
+
+    /// No program makes one, but what another says must not end there.
+    #[test]
+    fn an_attribute_without_a_name_is_not_the_end() {
+        let plain = |index, value| Attribute {
+            index: NameIndex(index),
+            name: Box::default(),
+            value: Stored::Bytes(value),
+        };
+        let attributes = [plain(0, Box::default()), plain(2, (*b"acl").into())];
+        let space = inode_space(&attributes, 100).unwrap();
+        assert_eq!(parse_inode(&space).unwrap().len(), 2);
+        let block = block(&attributes, 1024).unwrap();
+        assert_eq!(parse_block(&block).unwrap().len(), 2);
     }
 
     proptest! {

@@ -186,3 +186,13 @@ proptest! {
         dotdot(&block);
     }
 }
+
+/// Nobody reads such an entry, but what lies behind it is found.
+#[test]
+fn an_entry_without_a_name_has_a_whole_record() {
+    let format = format(true, true);
+    let names = [&b""[..], b"b"].map(|name| NewEntry { ino: 7, name, file_type: 1 });
+    let block = pack(1024, &names, format);
+    assert_eq!(entries(&block, format).unwrap().len(), 2);
+    assert!(scan(&block, b"b", format).unwrap().found.is_some());
+}
