@@ -7,6 +7,7 @@
 pub mod dir;
 pub mod generate;
 pub mod model;
+pub mod native;
 pub mod op;
 pub mod run;
 pub mod volumes;

@@ -10,7 +10,7 @@ use tests::kernel::{self, assert_clean, mke2fs};
 use tests::opfuzz::generate::Plan;
 use tests::opfuzz::model::Traits;
 use tests::opfuzz::run::many;
-use tests::opfuzz::volumes::{Mounted, Volume, Volumes, kernel_ext4};
+use tests::opfuzz::volumes::{Contestant, Mounted, Volume, Volumes, kernel_ext4};
 use tests::suites::{FSX, Fsx, PJDFSTEST, Pjdfstest, fsx, pjdfstest};
 
 /// Whether the suites cannot be run here: says so.
@@ -99,7 +99,8 @@ fn another_oslets_mount_answers_as_the_model_and_kernel_ext4() -> Result<()> {
     let (arguments, block) = ("-t ext4 -b 4096", 4096);
     let theirs = Volume::new("ext4", dir.path(), arguments, kernel_ext4())?;
     let ours = Volume::new("ours", dir.path(), arguments, oslet(1))?;
-    let mut field = Volumes { traits: Traits::ext4(block), volumes: vec![theirs, ours] };
+    let volumes: Vec<Box<dyn Contestant>> = vec![Box::new(theirs), Box::new(ours)];
+    let mut field = Volumes { traits: Traits::ext4(block), volumes, full: false };
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let first = number("OSLET_SEED").unwrap_or(1);
     let rounds = number("OSLET_ROUNDS").unwrap_or(if is_full() { 3500 } else { 20 });

@@ -16,8 +16,8 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::Subject;
-use super::op::{ACLS, Acl, Allocate, FLAGS, How, NewTime, Op, Outcome, SLOTS, Shown, Stat};
-use super::op::{acl_bytes, pattern};
+use super::op::{ACLS, Allocate, FLAGS, How, NewTime, Op, Outcome, SLOTS, Shown, Stat};
+use super::op::{acl_bytes, acl_name, pattern};
 
 /// Mounts a filesystem again; what was synced is there afterwards.
 pub type Remount = Box<dyn FnMut() -> anyhow::Result<()>>;
@@ -217,18 +217,18 @@ impl DirSubject {
     fn file(&self, op: &Op) -> Result<Outcome> {
         match op {
             Op::Write { slot, offset, len, seed } => {
-                let data = pattern(*seed, *offset, *len as usize);
-                let count = rustix::io::pwrite(self.slot(*slot)?, &data, *offset)?;
+                let mut data = Aligned::new(*len as usize);
+                data.bytes().copy_from_slice(&pattern(*seed, *offset, *len as usize));
+                let count = rustix::io::pwrite(self.slot(*slot)?, data.bytes(), *offset)?;
                 Ok(Outcome::Number(count as u64))
             }
             Op::Read { slot, offset, len } => {
-                let mut buf = vec![0; *len as usize];
-                let count = rustix::io::pread(self.slot(*slot)?, &mut buf[..], *offset)?;
-                buf.truncate(count);
-                Ok(Outcome::Bytes(buf))
+                let mut data = Aligned::new(*len as usize);
+                let count = rustix::io::pread(self.slot(*slot)?, data.bytes(), *offset)?;
+                Ok(Outcome::Bytes(data.bytes()[..count].to_vec()))
             }
             Op::Allocate { slot, what, offset, len } => {
-                rustix::fs::fallocate(self.slot(*slot)?, allocate(*what), *offset, *len)?;
+                rustix::fs::fallocate(self.slot(*slot)?, allocate_mode(*what), *offset, *len)?;
                 Ok(Outcome::Done)
             }
             Op::Copy { from, to, len } => {
@@ -382,6 +382,26 @@ impl Subject for DirSubject {
     }
 }
 
+/// Bytes that begin with a page, as O_DIRECT wants them.
+struct Aligned {
+    memory: Vec<u8>,
+    start: usize,
+    len: usize,
+}
+
+impl Aligned {
+    fn new(len: usize) -> Self {
+        const PAGE: usize = 4096;
+        let memory = vec![0; len + PAGE];
+        let start = memory.as_ptr().align_offset(PAGE);
+        Self { memory, start, len }
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        &mut self.memory[self.start..self.start + self.len]
+    }
+}
+
 /// Opens a regular file; anything else that could be opened is answered with ENODEV.
 fn open(path: &Path, how: &How) -> Result<File> {
     let mut flags = OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
@@ -391,6 +411,7 @@ fn open(path: &Path, how: &How) -> Result<File> {
     flags.set(OFlags::TRUNC, how.truncate);
     flags.set(OFlags::APPEND, how.append);
     flags.set(OFlags::NOFOLLOW, how.nofollow);
+    flags.set(OFlags::DIRECT, how.direct);
     let mode = Mode::from_raw_mode(how.create.unwrap_or(0).into());
     let file = rustix::fs::open(path, flags, mode)?;
     match FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode) {
@@ -435,7 +456,8 @@ fn timespec(time: NewTime) -> Timespec {
     }
 }
 
-fn allocate(what: Allocate) -> FallocateFlags {
+/// What an allocation is by the mode of fallocate(2).
+pub fn allocate_mode(what: Allocate) -> FallocateFlags {
     let keep = FallocateFlags::KEEP_SIZE;
     match what {
         Allocate::Grow => FallocateFlags::empty(),
@@ -445,13 +467,5 @@ fn allocate(what: Allocate) -> FallocateFlags {
         Allocate::ZeroKeepSize => FallocateFlags::ZERO_RANGE | keep,
         Allocate::Collapse => FallocateFlags::COLLAPSE_RANGE,
         Allocate::Insert => FallocateFlags::INSERT_RANGE,
-    }
-}
-
-/// The name of an access control list as an extended attribute.
-pub fn acl_name(acl: Acl) -> &'static str {
-    match acl {
-        Acl::Access => "system.posix_acl_access",
-        Acl::Default => "system.posix_acl_default",
     }
 }

@@ -2,7 +2,7 @@
 
 use super::model::Model;
 use super::op::{ACLS, APPEND, Acl, Allocate, How, IMMUTABLE, NOATIME, NODUMP, NewTime, Op};
-use super::op::{SLOTS, SYNC};
+use super::op::{SLOTS, SYNC, acl_name};
 
 /// Reproducible numbers (splitmix64).
 #[derive(Clone, Debug)]
@@ -51,6 +51,11 @@ pub struct Plan {
     /// Whether what the kernel keeps to itself is used: it passes ranges taken out of files or put
     /// in not on to FUSE, and checks names before it asks whether an inode is immutable.
     pub unpassed: bool,
+    /// Bytes of the farthest offset.
+    pub farthest: u64,
+    /// Offsets and lengths of what is read and written with O_DIRECT are multiples of this, where
+    /// that is used.
+    pub direct: Option<u64>,
 }
 
 impl Plan {
@@ -61,6 +66,8 @@ impl Plan {
             value: if block < 4096 { 100 } else { 700 },
             attributes: true,
             unpassed: true,
+            farthest: 1 << 40,
+            direct: None,
         }
     }
 }
@@ -156,14 +163,17 @@ impl Maker<'_> {
         }
         let create = self.random.once_in(2).then(|| self.mode());
         let write = !self.random.once_in(5);
-        let how = How {
+        let mut how = How {
             write,
             create,
             exclusive: create.is_some() && self.random.once_in(6),
             truncate: write && self.random.once_in(6),
             append: self.random.once_in(7),
             nofollow: self.random.once_in(9),
+            direct: false,
         };
+        // Where a file ends nothing is aligned.
+        how.direct = self.plan.direct.is_some() && !how.append && self.random.once_in(2);
         let path = if create.is_some() { self.any_path() } else { self.path() };
         Op::Open { slot, path, how }
     }
@@ -178,7 +188,10 @@ impl Maker<'_> {
             6..10 => (self.random.below(40) * block + near).saturating_sub(2),
             10..12 => self.random.below(200_000),
             12 => size + self.random.below(300_000),
-            _ => self.random.pick(&[(1 << 31) - 3, 5 << 30, (13 * block) << 10, 1 << 40]),
+            _ => {
+                let far = [(1 << 31) - 3, 5 << 30, (13 * block) << 10, 1 << 40];
+                self.random.pick(&far).min(self.plan.farthest)
+            }
         }
     }
 
@@ -203,6 +216,9 @@ impl Maker<'_> {
     fn on_slot(&mut self) -> Op {
         let (slot, size) = self.slot();
         let (mut offset, mut len) = (self.offset(size), self.len());
+        if let Some(unit) = self.plan.direct.filter(|_| self.model.is_direct(slot)) {
+            (offset, len) = (offset / unit * unit, len.next_multiple_of(unit));
+        }
         match self.random.below(26) {
             0..9 => Op::Write { slot, offset, len, seed: self.random.below(256) as u8 },
             9..13 => Op::Read { slot, offset, len },
@@ -221,7 +237,13 @@ impl Maker<'_> {
             22..24 => {
                 let (to, to_size) = self.slot();
                 let from = (slot, offset.min(size));
-                Op::Copy { from, to: (to, self.offset(to_size)), len }
+                let to = (to, self.offset(to_size));
+                // The kernel copies in pieces of its own, which O_DIRECT may refuse half way.
+                let direct = [slot, to.0].iter().any(|slot| self.model.is_direct(*slot));
+                if direct && self.plan.direct.is_some_and(|unit| unit > 1) {
+                    return Op::Fsync { slot };
+                }
+                Op::Copy { from, to, len }
             }
             24 => Op::Fsync { slot },
             _ => Op::Close { slot },
@@ -282,7 +304,7 @@ impl Maker<'_> {
         let acl = if self.random.once_in(2) { Acl::Access } else { Acl::Default };
         let name = match self.random.below(40) {
             0 => format!("user.{}", "n".repeat(251)),
-            1..5 => super::dir::acl_name(acl).to_owned(),
+            1..5 => acl_name(acl).to_owned(),
             _ => self.random.pick(&XATTRS).to_owned(),
         };
         match self.random.below(24) {

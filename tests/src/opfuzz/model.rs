@@ -33,8 +33,16 @@ pub struct Traits {
 
 impl Traits {
     /// ext4 with extents, in blocks of so many bytes.
-    pub fn ext4(block: u64) -> Self {
-        Self { block, extents: true, largest: u64::from(u32::MAX) * block }
+    pub const fn ext4(block: u64) -> Self {
+        Self { block, extents: true, largest: u32::MAX as u64 * block }
+    }
+
+    /// Files whose maps are trees of pointers, as ext2 and ext3 have them. (Those of 4 KiB blocks
+    /// end earlier, for the count of their sectors: no operation comes there.)
+    pub const fn pointers(block: u64) -> Self {
+        let per_block = block / 4;
+        let blocks = 12 + per_block + per_block.pow(2) + per_block.pow(3);
+        Self { block, extents: false, largest: blocks * block }
     }
 }
 
@@ -78,6 +86,7 @@ pub(super) struct OpenFile {
     pub(super) ino: u32,
     pub(super) write: bool,
     pub(super) append: bool,
+    pub(super) direct: bool,
 }
 
 /// A filesystem in memory.
@@ -119,6 +128,21 @@ impl Model {
         root.links = 2;
         model.nodes.insert(ROOT, root);
         model
+    }
+
+    /// An operation was tried and failed for reasons that no model knows: nothing of it was done,
+    /// but what it closes first is closed.
+    pub fn fail(&mut self, op: &Op) {
+        self.step += 1;
+        match op {
+            Op::Open { slot, .. } | Op::Close { slot } => {
+                if let Some(file) = self.slots[*slot].take() {
+                    self.drop_unused(file.ino);
+                }
+            }
+            Op::Remount => self.close_all(),
+            _ => {}
+        }
     }
 
     pub(super) fn now(&self) -> Time {
@@ -343,6 +367,11 @@ impl Model {
         }
         found.sort();
         found
+    }
+
+    /// Whether the file in a slot was opened with O_DIRECT.
+    pub fn is_direct(&self, slot: usize) -> bool {
+        self.slots[slot].is_some_and(|file| file.direct)
     }
 
     /// The slots that have an open file, with its size.

@@ -43,6 +43,8 @@ pub struct How {
     pub append: bool,
     /// `O_NOFOLLOW`.
     pub nofollow: bool,
+    /// `O_DIRECT`.
+    pub direct: bool,
 }
 
 /// What fallocate(2) does.
@@ -71,6 +73,14 @@ pub enum Acl {
     Access,
     /// `system.posix_acl_default`.
     Default,
+}
+
+/// The name of an access control list as an extended attribute.
+pub fn acl_name(acl: Acl) -> &'static str {
+    match acl {
+        Acl::Access => "system.posix_acl_access",
+        Acl::Default => "system.posix_acl_default",
+    }
 }
 
 /// One system call with its arguments. Paths are below the root of the tree and have no `.` or

@@ -5,9 +5,8 @@ use rustix::io::Errno;
 
 use super::acl::List;
 use super::{Kind, Model, Result, Time};
-use crate::opfuzz::dir::acl_name;
 use crate::opfuzz::op::{ACLS, APPEND, Acl, FLAGS, IMMUTABLE, NewTime, Op, Outcome};
-use crate::opfuzz::op::{acl_bytes, pattern};
+use crate::opfuzz::op::{acl_bytes, acl_name, pattern};
 
 const S_ISUID: u16 = 0o4000;
 const S_ISGID: u16 = 0o2000;

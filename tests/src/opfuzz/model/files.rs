@@ -34,7 +34,8 @@ impl Model {
                     self.drop_unused(file.ino);
                 }
                 let ino = self.open(path, how)?;
-                let file = OpenFile { ino, write: how.write, append: how.append };
+                let How { write, append, direct, .. } = *how;
+                let file = OpenFile { ino, write, append, direct };
                 self.slots[*slot] = Some(file);
                 Ok(Outcome::Done)
             }
@@ -98,6 +99,10 @@ impl Model {
         let node = self.at(ino);
         match &node.kind {
             Kind::Link(_) => return Err(Errno::LOOP),
+            // Opened to be read it is refused for the way of access.
+            Kind::Dir(_) if how.direct && !how.write && how.create.is_none() => {
+                return Err(Errno::INVAL);
+            }
             Kind::Dir(_) => return Err(Errno::ISDIR),
             // Mounts of these tests have no device nodes.
             Kind::Special(0o020_000 | 0o060_000, _) => return Err(Errno::ACCESS),
@@ -113,6 +118,7 @@ impl Model {
         }
         match &node.kind {
             Kind::Special(0o140_000, _) => return Err(Errno::NXIO),
+            Kind::Special(..) if how.direct => return Err(Errno::INVAL),
             Kind::Special(..) => return Err(Errno::NODEV),
             _ => {}
         }
@@ -173,10 +179,12 @@ impl Model {
         if flags & IMMUTABLE != 0 || (flags & APPEND != 0 && !adds) {
             return Err(Errno::PERM);
         }
-        let end = end.filter(|end| *end <= self.traits.largest).ok_or(Errno::FBIG)?;
         if !self.traits.extents && what != Allocate::Punch {
-            return Err(Errno::OPNOTSUPP);
+            return Err(self.refused_late(file.ino, Errno::OPNOTSUPP));
         }
+        // Files with pointers end before the volume's largest do, which no operation comes to.
+        let beyond = |end: &u64| self.traits.extents && *end > self.traits.largest;
+        let end = end.filter(|end| !beyond(end)).ok_or(Errno::FBIG)?;
         let (block, largest) = (self.traits.block, self.traits.largest);
         let size = self.blocks(file.ino).size;
         let aligned = offset.is_multiple_of(block) && len.is_multiple_of(block);
@@ -188,10 +196,7 @@ impl Model {
             _ => None,
         };
         if let Some(errno) = refused {
-            // The kernel has set the times by then.
-            let node = self.at_mut(file.ino);
-            (node.times[1], node.ctime) = (Time::Unknown, Time::Unknown);
-            return Err(errno);
+            return Err(self.refused_late(file.ino, errno));
         }
         let blocks = self.blocks_mut(file.ino);
         match what {
@@ -212,6 +217,13 @@ impl Model {
         }
         self.modified(file.ino);
         Ok(Outcome::Done)
+    }
+
+    /// A refusal for which the kernel has set the times already.
+    fn refused_late(&mut self, ino: u32, errno: Errno) -> Errno {
+        let node = self.at_mut(ino);
+        (node.times[1], node.ctime) = (Time::Unknown, Time::Unknown);
+        errno
     }
 
     fn copy(&mut self, from: (usize, u64), to: (usize, u64), len: u64) -> Result<Outcome> {

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{Kind, Model, Time};
+use super::acl::List;
+use super::{Kind, Model, Node, Time};
+use crate::opfuzz::op::{Acl, acl_bytes, acl_name};
 
 /// An object's attributes, without times and size.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -17,7 +19,7 @@ pub struct TreeNode {
     pub device: (u32, u32),
     /// Of symbolic links.
     pub target: String,
-    /// Extended attributes without access control lists.
+    /// Extended attributes, access control lists among them.
     pub xattrs: BTreeMap<String, Vec<u8>>,
 }
 
@@ -49,6 +51,17 @@ impl Tree {
     }
 }
 
+impl Node {
+    fn all_xattrs(&self) -> BTreeMap<String, Vec<u8>> {
+        let lists = [(Acl::Access, &self.acl), (Acl::Default, &self.default_acl)];
+        let list = |(acl, list): (Acl, &Option<List>)| {
+            let list = list.as_ref()?;
+            Some((acl_name(acl).to_owned(), acl_bytes(list.entries())))
+        };
+        self.xattrs.clone().into_iter().chain(lists.into_iter().filter_map(list)).collect()
+    }
+}
+
 impl Model {
     /// What is there now. Files are taken as a whole: none may be large.
     #[must_use]
@@ -69,7 +82,7 @@ impl Model {
                 owner: node.owner,
                 device,
                 target: target.to_owned(),
-                xattrs: node.xattrs.clone(),
+                xattrs: node.all_xattrs(),
             };
             let is_file = matches!(node.kind, Kind::File(_));
             if let Kind::File(blocks) = &node.kind {
@@ -93,6 +106,12 @@ impl Model {
             Time::Step(step) => step as usize,
             _ => 0,
         }
+    }
+
+    /// What is open in a slot.
+    #[must_use]
+    pub fn open_inode(&self, slot: usize) -> Option<u32> {
+        self.slots[slot].map(|file| file.ino)
     }
 
     /// What is open.
