@@ -4,6 +4,7 @@
 pub mod cluster;
 pub mod crash;
 pub mod cut;
+pub mod faults;
 pub mod fsdiff;
 pub mod guest;
 pub mod kernel;

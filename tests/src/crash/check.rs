@@ -115,6 +115,23 @@ impl<'a> Checker<'a> {
         Ok(self.counts)
     }
 
+    /// Checks the moment behind all that was recorded; what is there if no write is lost then.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn at_end(&mut self, completed: usize) -> Result<Rc<Found>> {
+        let crash = self.recording.events.len();
+        let window = Window::at(&self.recording.events, crash);
+        let choices = self.choices(&window, crash);
+        let mut found = Vec::new();
+        for (index, choice) in choices.iter().enumerate() {
+            let of = window.pending.len();
+            let state = self.state(choice, completed);
+            found.push(state.with_context(|| format!("state {index}, {of} writes were pending"))?);
+        }
+        found.get(1).cloned().context("a moment has two plain states")
+    }
+
     /// Operations that had completed by then.
     fn completed(&self, crash: usize) -> usize {
         let marks = self.recording.events[..crash].iter().rev();
@@ -179,7 +196,7 @@ impl<'a> Checker<'a> {
     }
 
     /// Recovers one state and holds it to what was promised.
-    fn state(&mut self, choice: &Choice, completed: usize) -> Result<()> {
+    fn state(&mut self, choice: &Choice, completed: usize) -> Result<Rc<Found>> {
         self.counts.states += 1;
         let mut hasher = DefaultHasher::new();
         choice.hash(&mut hasher);
@@ -193,7 +210,7 @@ impl<'a> Checker<'a> {
             }
         };
         match self.history.judge(&found, completed) {
-            None => Ok(()),
+            None => Ok(found),
             Some(why) => {
                 let kept = self.keep(choice)?;
                 Err(anyhow::anyhow!("{why} (the image is {})", kept.display()))
@@ -257,18 +274,39 @@ fn tears(event: &Event) -> bool {
     }
 }
 
-fn recover_by_us(image: Vec<u8>, path: &Path) -> Result<Found> {
+/// What our recovery makes of an image, which it must leave clean; it is put at `path`.
+///
+/// # Errors
+/// It cannot be recovered, or e2fsck is not content with it.
+pub fn recover_by_us(image: Vec<u8>, path: &Path) -> Result<Found> {
     let memory = Arc::new(MemSource::new(image));
     let source: Arc<dyn BlockSource> = memory.clone();
-    let report = cfs::journal::recover(&source)?;
-    if let Some(report) = report {
-        ensure!(report.orphans.left.is_none(), "{report:?}");
-    }
+    let report = cfs::journal::recover(&source)?.unwrap_or_default();
     drop(source);
-    let bytes = Arc::into_inner(memory).context("somebody still reads the image")?.into_bytes();
+    let mut bytes = Arc::into_inner(memory).context("somebody still reads the image")?.into_bytes();
     std::fs::write(path, &bytes)?;
+    if report.orphans.left.is_some() {
+        ensure!(has_errors(&bytes), "{report:?}");
+        // What is left then e2fsck does, and nothing that it would have to be asked for.
+        preen(path).with_context(|| format!("{report:?}"))?;
+        bytes = std::fs::read(path)?;
+    }
     assert_clean(path)?;
     tree(bytes)
+}
+
+/// Whether the superblock says that there was an error: orphans are left to e2fsck then.
+fn has_errors(image: &[u8]) -> bool {
+    // s_state of the format.
+    image[SUPERBLOCK.start as usize + 0x3a] & 2 != 0
+}
+
+/// Lets e2fsck put right what needs no decision.
+fn preen(path: &Path) -> Result<()> {
+    let output = Command::new("e2fsck").args(["-f", "-p", arg(path)]).output()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(matches!(output.status.code(), Some(0 | 1)), "{}:\n{text}", output.status);
+    Ok(())
 }
 
 fn recover_by_e2fsck(image: &[u8], path: &Path) -> Result<Found> {

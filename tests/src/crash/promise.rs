@@ -7,10 +7,11 @@
 //! between two operations.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use crate::opfuzz::Subject;
 use crate::opfuzz::model::{Model, Traits, Tree, TreeNode};
-use crate::opfuzz::op::{Op, Outcome};
+use crate::opfuzz::op::{Allocate, Op, Outcome};
 
 /// A workload and the states that it goes through.
 pub struct History {
@@ -26,6 +27,20 @@ pub struct History {
     ordered: Vec<(usize, usize, u32)>,
     /// Contents keep the order of all else.
     strict: bool,
+    /// Ranges that were to become zeros and may have, though that failed.
+    cleared: Vec<Part>,
+    /// Ranges that were taken out or put in. Until that is durable the blocks behind them, which
+    /// are written where they are, are found at either place; after a failure for good.
+    moved: Vec<Part>,
+}
+
+/// A range of an inode with which an operation was to do something.
+struct Part {
+    /// The operation.
+    step: usize,
+    failed: bool,
+    ino: u32,
+    range: Range<u64>,
 }
 
 /// What was found on a disk: by path.
@@ -40,10 +55,64 @@ pub struct FoundNode {
     pub bytes: Vec<u8>,
 }
 
+/// Whose contents a sync has said to be lost in part.
+#[derive(Default)]
+struct Told {
+    all: bool,
+    inodes: Vec<u32>,
+}
+
+impl Told {
+    fn note(&mut self, op: &Op, model: &Model) {
+        match op {
+            Op::FsyncPath { path } => self.inodes.extend(model.inode(path)),
+            Op::Fsync { slot } => self.inodes.extend(model.open_inode(*slot)),
+            Op::Sync | Op::Remount => self.all = true,
+            _ => {}
+        }
+    }
+
+    /// Whether nothing has been said of an inode.
+    fn of(&self, ino: u32) -> bool {
+        !self.all && !self.inodes.contains(&ino)
+    }
+}
+
+/// The range that an operation would take out or put in.
+fn moved(step: usize, op: &Op, model: &Model) -> Option<Part> {
+    use Allocate::{Collapse, Insert};
+    part(step, op, model, |what| matches!(what, Collapse | Insert))
+}
+
+/// The bytes that an operation would make zeros, by blocks and one after the other.
+fn cleared(step: usize, op: &Op, model: &Model) -> Option<Part> {
+    use Allocate::{Punch, Zero, ZeroKeepSize};
+    part(step, op, model, |what| matches!(what, Punch | Zero | ZeroKeepSize))
+}
+
+fn part(step: usize, op: &Op, model: &Model, is: impl Fn(Allocate) -> bool) -> Option<Part> {
+    match op {
+        Op::Allocate { slot, what, offset, len } if is(*what) => Some(Part {
+            step,
+            failed: false,
+            ino: model.open_inode(*slot)?,
+            range: *offset..offset.saturating_add(*len),
+        }),
+        _ => None,
+    }
+}
+
 impl History {
     /// Runs a workload in a model.
     #[must_use]
     pub fn new(ops: &[Op], traits: Traits) -> Self {
+        Self::of(ops, &vec![false; ops.len()], traits)
+    }
+
+    /// The same where some operations failed, for the device's sake: nothing of them is there, and
+    /// nobody relies any more on contents of which a sync has said that they are lost.
+    #[must_use]
+    pub fn of(ops: &[Op], failed: &[bool], traits: Traits) -> Self {
         let mut model = Model::new(traits);
         let mut history = Self {
             ops: ops.to_vec(),
@@ -52,49 +121,22 @@ impl History {
             synced: Vec::new(),
             ordered: Vec::new(),
             strict: false,
+            cleared: Vec::new(),
+            moved: Vec::new(),
         };
-        let mut truncated = None;
-        for (number, op) in ops.iter().enumerate() {
-            let after = number + 1;
-            let replaced = match op {
-                Op::Rename { from, to, .. } => {
-                    model.inode(to).filter(|_| model.inode(from).is_some())
-                }
-                _ => None,
+        let (mut truncated, mut told) = (None, Told::default());
+        for (number, (op, failed)) in ops.iter().zip(failed).enumerate() {
+            let before = history.oldest.last().copied().unwrap_or(0);
+            let moved = moved(number, op, &model);
+            history.moved.extend(moved.map(|part| Part { failed: *failed, ..part }));
+            let oldest = if *failed {
+                told.note(op, &model);
+                history.cleared.extend(cleared(number, op, &model));
+                model.fail(op);
+                before
+            } else {
+                history.step(&mut model, (number + 1, op), &mut truncated, &told).max(before)
             };
-            let was_open = model.open_inodes();
-            let done = !matches!(model.apply(op), Outcome::Error(_));
-            let mut oldest = *history.oldest.last().unwrap_or(&0);
-            match op {
-                Op::FsyncPath { path } if done => {
-                    if let Some(ino) = model.inode(path) {
-                        oldest = oldest.max(model.last_change(ino));
-                        history.synced.push((after, ino));
-                    }
-                }
-                Op::Sync if done => {
-                    oldest = after;
-                    let files = model.tree();
-                    let files = files.nodes.values().map(|entry| (after, entry.ino));
-                    history.synced.extend(files);
-                }
-                // Replace by renaming. ext4 waits for what is to be allocated: for a file that was
-                // durable before, what is written over is not waited for.
-                Op::Rename { to, exchange: false, .. } if done && replaced.is_some() => {
-                    let new = model.inode(to).filter(|ino| !history.was_synced(*ino));
-                    history.ordered.extend(new.map(|ino| (after, after, ino)));
-                }
-                // Replace by truncation: the contents follow when the file is closed.
-                Op::Open { path, how, .. } if done && how.truncate => {
-                    truncated = model.inode(path);
-                }
-                Op::Close { .. } if done => {
-                    if let Some(ino) = truncated.take_if(|ino| was_open.contains(ino)) {
-                        history.ordered.push((after + 1, after, ino));
-                    }
-                }
-                _ => {}
-            }
             history.oldest.push(oldest);
             history.states.push(model.tree());
         }
@@ -105,6 +147,83 @@ impl History {
     #[must_use]
     pub fn strict(self) -> Self {
         Self { strict: true, ..self }
+    }
+
+    /// Does one operation in the model and notes what it promises; returns the oldest state that it
+    /// leaves possible.
+    fn step(
+        &mut self,
+        model: &mut Model,
+        (after, op): (usize, &Op),
+        truncated: &mut Option<u32>,
+        told: &Told,
+    ) -> usize {
+        let replaced = match op {
+            Op::Rename { from, to, .. } => model.inode(to).filter(|_| model.inode(from).is_some()),
+            _ => None,
+        };
+        let was_open = model.open_inodes();
+        let target = match op {
+            Op::Fsync { slot } => model.open_inode(*slot),
+            _ => None,
+        };
+        if matches!(model.apply(op), Outcome::Error(_)) {
+            return 0;
+        }
+        let target = match op {
+            Op::FsyncPath { path } => model.inode(path),
+            _ => target,
+        };
+        match op {
+            Op::FsyncPath { .. } | Op::Fsync { .. } => {
+                let Some(ino) = target else { return 0 };
+                self.synced.extend(told.of(ino).then_some((after, ino)));
+                return model.last_change(ino);
+            }
+            Op::Sync => {
+                let files = model.tree();
+                let files = files.nodes.values().map(|entry| entry.ino);
+                self.synced.extend(files.filter(|ino| told.of(*ino)).map(|ino| (after, ino)));
+                return after;
+            }
+            // A clean stop.
+            Op::Remount => return after,
+            // Replace by renaming. ext4 waits for what is to be allocated: for a file that was
+            // durable before, what is written over is not waited for.
+            Op::Rename { to, exchange: false, .. } if replaced.is_some() => {
+                let new = model.inode(to).filter(|ino| !self.was_synced(*ino));
+                self.ordered.extend(new.map(|ino| (after, after, ino)));
+            }
+            // Replace by truncation: the contents follow when the file is closed.
+            Op::Open { path, how, .. } if how.truncate => *truncated = model.inode(path),
+            Op::Close { .. } => {
+                if let Some(ino) = truncated.take_if(|ino| was_open.contains(ino)) {
+                    self.ordered.push((after + 1, after, ino));
+                }
+            }
+            _ => {}
+        }
+        0
+    }
+
+    /// Without the promises of replacements, which are kept by who can write contents.
+    #[must_use]
+    pub fn without_replacements(self) -> Self {
+        Self { ordered: Vec::new(), ..self }
+    }
+
+    /// What is wrong with what was found after a clean stop of which nobody heard an error.
+    #[must_use]
+    pub fn judge_all(&self, found: &Found) -> Option<String> {
+        let last = self.ops.len();
+        let state = &self.states[last];
+        let same = self.is_state(found, last, last, last);
+        let lost = state.nodes.iter().find(|(path, entry)| {
+            let bytes = state.bytes(entry.ino);
+            entry.is_file && found.get(*path).map(|found| &found.bytes[..]) != bytes
+        });
+        let lost = || lost.map(|(path, _)| format!("{path} does not hold what was written last"));
+        same.err().or_else(lost)
     }
 
     fn was_synced(&self, ino: u32) -> bool {
@@ -193,17 +312,63 @@ impl History {
             Some(_) => held.iter().map(|bytes| bytes.len()).min().unwrap_or(0),
             None => 0,
         };
-        if len < least || len > most {
+        let torn = Self::parts(&self.moved, ino).filter(|part| part.failed);
+        let moved: usize = torn.map(Part::len).sum();
+        if len + moved < least || len > most + moved {
             return Err(format!("{len} bytes, not {least} to {most}"));
         }
         for (at, byte) in found.iter().enumerate() {
-            let once = held.iter().any(|bytes| bytes.get(at).copied().unwrap_or(0) == *byte);
+            let was =
+                |at: usize| held.iter().any(|bytes| bytes.get(at).copied().unwrap_or(0) == *byte);
             // What was not made durable may never have been written.
             let unwritten = floor.is_none() && *byte == 0;
-            if !(once || unwritten) {
+            let half_done = || {
+                (*byte == 0 && self.may_be_zero(ino, at, floor))
+                    || self.moved(ino, floor).any(|part| part.places(at).any(was))
+            };
+            if !(was(at) || unwritten || half_done()) {
                 return Err(format!("byte {at} of {len} is {byte:#x}, which it never was"));
             }
         }
         Ok(())
     }
+
+    fn parts<'a>(parts: &'a [Part], ino: u32) -> impl Iterator<Item = &'a Part> + use<'a> {
+        parts.iter().filter(move |part| part.ino == ino)
+    }
+
+    /// What was moved since the state from which on contents are durable, or failed to be.
+    fn moved(&self, ino: u32, floor: Option<usize>) -> impl Iterator<Item = &Part> {
+        let later = move |part: &&Part| floor.is_none_or(|floor| part.step >= floor);
+        let strict = self.strict;
+        Self::parts(&self.moved, ino).filter(move |part| part.failed || (!strict && later(part)))
+    }
+
+    /// Whether a byte may have become zero by an operation that failed, and was not written between
+    /// that and the state from which on it is durable.
+    fn may_be_zero(&self, ino: u32, at: usize, floor: Option<usize>) -> bool {
+        let byte = |state: usize| self.states[state].bytes(ino).and_then(|bytes| bytes.get(at));
+        let torn = Self::parts(&self.moved, ino).filter(|part| part.failed);
+        Self::parts(&self.cleared, ino).chain(torn).any(|part| {
+            let since = floor.filter(|floor| *floor > part.step);
+            part.range.contains(&(at as u64))
+                && since.is_none_or(|floor| byte(floor) == byte(part.step))
+        })
+    }
 }
+
+impl Part {
+    fn len(&self) -> usize {
+        (self.range.end - self.range.start) as usize
+    }
+
+    /// Where a byte may have come from that lies behind the range's begin.
+    fn places(&self, at: usize) -> impl Iterator<Item = usize> + use<> {
+        let len = self.len();
+        let behind = at as u64 >= self.range.start;
+        [Some(at + len), at.checked_sub(len)].into_iter().flatten().filter(move |_| behind)
+    }
+}
+
+#[cfg(test)]
+mod tests;
