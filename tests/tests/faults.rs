@@ -86,7 +86,7 @@ fn any_request_may_fail() -> Result<()> {
     let dir = scratch()?;
     for kind in KINDS {
         let setting = setting(dir.path(), kind)?;
-        faults(kind.0, "a volume in this process", stride(41), |fault| {
+        faults(kind.0, "a volume in this process", stride(8), |fault| {
             let (setting, dir) = (setting.clone(), dir.path().to_owned());
             bounded(move || native::fails_well(&setting, fault, &dir))
         })?;

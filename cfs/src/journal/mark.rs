@@ -83,6 +83,11 @@ pub(super) fn closed(volume: &Volume, clean: bool, written: u64) -> Result<()> {
 pub(super) fn failed(volume: &Volume, error: &Error, ino: Option<Ino>, written: u64) -> Result<()> {
     update(volume, |raw| {
         note_error(raw, error, ino);
+        if has_journal(raw) {
+            // Closing may have taken it away. The journal has the error too, and only who recovers
+            // looks for it there: `e2fsck -n` cannot take it out and stumbles over it.
+            raw.feature_incompat = (raw.feature_incompat.get() | Incompat::RECOVER.bits()).into();
+        }
         count_written(raw, written);
     })
 }
