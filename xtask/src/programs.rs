@@ -119,12 +119,12 @@ impl Runner<'_> {
         }
     }
 
-    /// The program, among mounts of its own where that can be had: a cluster that starts takes a copy
-    /// of all mounts that it sees, and so keeps those of other programs from ending.
+    /// The program, among mounts of its own where that can be had: a cluster that starts copies all
+    /// mounts that it sees, and so keeps those of other programs from ending.
     fn command(&self, program: &Program) -> Command {
         let Some(unshare) = self.unshare.as_ref() else { return Command::new(&program.path) };
         let mut command = Command::new(unshare);
-        command.args(["--mount", "--propagation", "slave"]).arg(&program.path);
+        command.args(["--mount", "--propagation", "private"]).arg(&program.path);
         command
     }
 

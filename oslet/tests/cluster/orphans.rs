@@ -67,11 +67,13 @@ fn rounds_of_death_and_return_leave_no_growth() {
                 Some([(descriptors(pid), mappings(pid)), (descriptors(client), mappings(client))]);
         }
     }
-    // Connections that were just closed may be seen for a moment.
+    // Connections that were just closed may be seen for a moment, and before, one may not have been
+    // there yet. Six deaths lie between: what each left behind would show.
+    const LOOSE: usize = 2;
     let start = Instant::now();
     let before = before.unwrap();
     let now = || [(descriptors(pid), mappings(pid)), (descriptors(client), mappings(client))];
-    while now().iter().zip(&before).any(|(now, before)| now.0 > before.0) {
+    while now().iter().zip(&before).any(|(now, before)| now.0 > before.0 + LOOSE) {
         let open = || names(pid).join("\n");
         assert!(start.elapsed() < Duration::from_secs(5), "{before:?}, {:?}\n{}", now(), open());
         std::thread::sleep(Duration::from_millis(20));
