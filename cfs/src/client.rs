@@ -7,6 +7,7 @@
 
 mod change;
 mod file;
+mod identity;
 mod join;
 mod names;
 mod view;
@@ -56,6 +57,8 @@ pub struct Client {
     connect: Arc<dyn Connect>,
     view: ArcSwap<View>,
     refreshing: Mutex<()>,
+    /// The one incarnation of one owner that it believes; none for a client that follows them.
+    only: Option<u64>,
 }
 
 /// An owner's runtime, and its incarnation.
@@ -86,7 +89,52 @@ impl Client {
             connect,
             view: ArcSwap::from_pointee(View::none(region, object)),
             refreshing: Mutex::new(()),
+            only: None,
         }))
+    }
+
+    /// The volume through its present owner alone: once there is another incarnation, everything
+    /// fails with [`Error::Moved`] and nothing is sent. Inodes have their numbers, and holds count,
+    /// with one incarnation; who keeps either over a change of owners looks whether the number is
+    /// still the same inode's ([`Self::hold`]) before it is used through the next one.
+    ///
+    /// Waits for an owner for [`limits::OWNER_WAIT`], unless what the last one published is in use.
+    pub fn present(&self) -> Result<Arc<Self>> {
+        let view = self.view.load();
+        let view = if view.is_current() { Arc::clone(&view) } else { self.view_to_ask()? };
+        Ok(self.bound(view))
+    }
+
+    /// As [`Self::present`], without waiting.
+    pub(crate) fn present_at_once(&self) -> Option<Arc<Self>> {
+        self.refresh(false).ok().map(|view| self.bound(view))
+    }
+
+    fn bound(&self, view: Arc<View>) -> Arc<Self> {
+        Arc::new(Self {
+            region: Arc::clone(&self.region),
+            object: self.object,
+            connect: Arc::clone(&self.connect),
+            only: Some(view.tag()),
+            view: ArcSwap::new(view),
+            refreshing: Mutex::new(()),
+        })
+    }
+
+    /// Whether the owner is the one that this client believes.
+    pub(crate) fn is_present(&self) -> bool {
+        self.view.load().is_current()
+    }
+
+    /// Whether that one can be asked now.
+    fn is_reachable(&self) -> bool {
+        let view = self.view.load();
+        view.is_current() && !view.is_cut_off()
+    }
+
+    /// The incarnation that it believes; zero for a client that follows them.
+    pub(crate) fn incarnation(&self) -> u64 {
+        self.only.unwrap_or(0)
     }
 
     /// The region that pages lie in.
@@ -204,17 +252,31 @@ impl Client {
         self.cached(|view| view.directory(&key))
     }
 
-    /// Opens the file at a path from the root.
+    /// Opens the file at a path from the root. It stays that file: should its number be another's
+    /// after its owner was started again, using it fails with ESTALE. That it stays at all while it
+    /// is open is [`File::hold`]'s.
     pub fn open(self: &Arc<Self>, path: &[u8]) -> Result<File> {
-        let record = self.resolve(path)?;
+        if self.only.is_some() {
+            return self.open_at(self, path);
+        }
+        loop {
+            match self.present().and_then(|client| self.open_at(&client, path)) {
+                Err(Error::Moved) => {}
+                opened => return opened,
+            }
+        }
+    }
+
+    fn open_at(self: &Arc<Self>, present: &Arc<Self>, path: &[u8]) -> Result<File> {
+        let record = present.resolve(path)?;
         match record.attr.kind {
-            Kind::Regular => Ok(File::new(self, record.attr.ino)),
+            Kind::Regular => Ok(File::known(self, present, &record.attr)),
             Kind::Directory => Err(Error::IsADirectory),
             _ => Err(Error::Invalid(format!("{} is no regular file", record.attr.ino))),
         }
     }
 
-    /// The file with that inode number.
+    /// The file with that inode number, whichever that is when it is used.
     pub fn file(self: &Arc<Self>, ino: Ino) -> File {
         File::new(self, ino)
     }
@@ -324,7 +386,13 @@ impl Client {
         if view.is_current() && !(to_ask && view.is_cut_off()) {
             return Ok(view);
         }
+        if self.only.is_some() && !view.is_current() {
+            return Err(Error::Moved);
+        }
         let view = Arc::new(View::of(&self.region, self.object, &*self.connect)?);
+        if self.only.is_some_and(|only| only != view.tag()) {
+            return Err(Error::Moved);
+        }
         self.view.store(Arc::clone(&view));
         Ok(view)
     }
@@ -358,7 +426,8 @@ impl Client {
                 Err(error @ (Error::NoOwner(_) | Error::Cluster(oslet::Error::Gone(_)))) => error,
                 Err(error) => return Err(error),
             };
-            // Reading is idempotent: it is asked again, of a successor or a new incarnation.
+            // Reading is idempotent: it is asked again, of a successor or a new incarnation. So is
+            // holding: what an owner held has gone with it.
             if Instant::now() >= deadline {
                 return Err(error);
             }

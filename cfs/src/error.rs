@@ -115,6 +115,10 @@ pub enum Error {
     /// What the volume's owner answered: an errno.
     #[error("{}", io::Error::from_raw_os_error(*.0))]
     Owner(i32),
+    /// The volume has another owner, or another incarnation of it, than the one that was to be
+    /// asked. Nothing has been asked.
+    #[error("the volume's owner is another than before")]
+    Moved,
     /// The volume has no owner that serves it.
     #[error("{0}")]
     NoOwner(String),
@@ -177,7 +181,7 @@ impl Error {
             Self::NeedsRecovery | Self::ReadOnly => Errno::ROFS,
             Self::Busy(_) => Errno::BUSY,
             Self::NotFound => Errno::NOENT,
-            Self::Stale(_) => Errno::STALE,
+            Self::Stale(_) | Self::Moved => Errno::STALE,
             Self::NotADirectory => Errno::NOTDIR,
             Self::IsADirectory => Errno::ISDIR,
             Self::Exists => Errno::EXIST,

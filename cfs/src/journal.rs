@@ -27,7 +27,7 @@ use parking_lot::Mutex;
 
 pub use handle::Handle;
 pub(crate) use handle::is_held;
-pub use recover::{Report, recover, recover_at};
+pub use recover::{Report, recover, recover_at, take_over};
 
 use crate::disk::features::Access;
 use crate::disk::superblock::STATE_CLEAN;

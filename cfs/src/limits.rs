@@ -54,6 +54,9 @@ const _: () = {
 pub const OWNER_WAIT: std::time::Duration = std::time::Duration::from_secs(10);
 /// How often it looks.
 pub const OWNER_POLL: std::time::Duration = std::time::Duration::from_millis(5);
+/// How long a volume that was taken over keeps what has no names, for those who had it open to ask
+/// for it.
+pub const RENEWAL_WAIT: std::time::Duration = std::time::Duration::from_secs(10);
 /// How long a request to an owner may take: longer than a slow disk needs.
 pub const REQUEST_LIMIT: std::time::Duration = std::time::Duration::from_secs(60);
 /// Symbolic links followed in one path, as in the kernel.

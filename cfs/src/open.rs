@@ -44,6 +44,7 @@ pub struct Image {
     report: Option<Report>,
     held: Option<mmp::Held>,
     read_only: bool,
+    take_over: bool,
     writer: Option<WriterOptions>,
     /// Keeps the lock beside the device's copy of the description.
     claim: Claim,
@@ -91,11 +92,16 @@ impl Image {
         };
         let disk: Arc<dyn BlockSource> =
             if options.read_only { Arc::new(Overlay::new(disk)) } else { disk };
-        let report = journal::recover(&disk).map_err(named)?;
+        let report = match options.take_over && options.writer.is_some() && !options.read_only {
+            true => journal::take_over(&disk),
+            false => journal::recover(&disk),
+        };
+        let report = report.map_err(named)?;
         let volume = Volume::open(disk, &Options::default()).map_err(named)?;
         check_root(&volume).map_err(named)?;
-        let (read_only, writer) = (options.read_only, options.writer.clone());
-        Ok(Self { device, volume: Some(volume), report, held, read_only, writer, claim })
+        let &OpenOptions { read_only, take_over, .. } = options;
+        let (volume, writer) = (Some(volume), options.writer.clone());
+        Ok(Self { device, volume, report, held, read_only, take_over, writer, claim })
     }
 
     /// Serves the volume, once: it is written if it was opened for that, unless something about it
@@ -112,6 +118,9 @@ impl Image {
         };
         let volume = Arc::new(volume);
         match Writer::open(Arc::clone(&volume), options) {
+            Ok(writer) if self.take_over => {
+                Ok((Owner::successor(arena, object, writer, frames)?, None))
+            }
             Ok(writer) => Ok((Owner::writable(arena, object, writer, frames)?, None)),
             Err(Error::Refused { feature, .. }) => {
                 let owner = Owner::readable(arena, object, volume, frames)?;

@@ -37,17 +37,20 @@ pub struct Orphans {
     pub removed: u32,
     /// Inodes cut at their size.
     pub cut: u32,
+    /// Inodes without names that were kept as orphans, in the list, for who may have them open.
+    pub kept: u32,
     /// Why they were left as they were, if they were; the volume can be read nevertheless.
     pub left: Option<String>,
 }
 
-/// Removes and cuts the orphans of the volume in `layer`. After an error the layer is of no use.
-/// `now` is in seconds since 1970.
-pub(crate) fn clear(layer: &Arc<dyn BlockSource>, now: u32) -> Result<Orphans> {
+/// Removes and cuts the orphans of the volume in `layer`; with `keep` those stay that users may
+/// have open. After an error the layer is of no use. `now` is in seconds since 1970.
+pub(crate) fn clear(layer: &Arc<dyn BlockSource>, now: u32, keep: bool) -> Result<Orphans> {
     let options = Options { ignore_journal: true, ..Options::default() };
     let volume = Volume::open(layer.clone(), &options)?;
     let space = Space::new(&volume);
-    let mut cleaner = Cleaner { space, volume: &volume, charges: Charges::default(), now };
+    let (charges, kept) = (Charges::default(), Vec::new());
+    let mut cleaner = Cleaner { space, volume: &volume, charges, now, keep, kept };
     let mut done = Orphans::default();
     let superblock = volume.superblock();
     if superblock.last_orphan.is_none() && superblock.orphan_file.is_none() {
@@ -73,20 +76,21 @@ pub(crate) fn clear(layer: &Arc<dyn BlockSource>, now: u32) -> Result<Orphans> {
     if let Some(file) = superblock.orphan_file {
         cleaner.orphan_file(file, &mut seen, &mut done)?;
     }
+    let first = cleaner.link_kept()?;
     cleaner.space.finish()?;
     cleaner.charges.take_back(&volume)?;
-    forget(&**layer)?;
+    forget(&**layer, first)?;
     Ok(done)
 }
 
-/// The superblock names no orphans any more.
-fn forget(layer: &dyn BlockSource) -> Result<()> {
+/// The superblock names no orphans any more but those of a list.
+fn forget(layer: &dyn BlockSource, first: u32) -> Result<()> {
     let mut bytes = [0; SIZE];
     layer.read_at(OFFSET, &mut bytes)?;
     let Ok(raw) = RawSuperblock::mut_from_bytes(&mut bytes) else {
         return Err(Error::corrupt("superblock", "is not of 1024 bytes"));
     };
-    raw.last_orphan = U32::ZERO;
+    raw.last_orphan = first.into();
     let present = RoCompat::ORPHAN_PRESENT.bits();
     raw.feature_ro_compat = (raw.feature_ro_compat.get() & !present).into();
     raw.update_checksum();
@@ -124,6 +128,9 @@ struct Cleaner<'a> {
     space: Space<'a>,
     charges: Charges,
     now: u32,
+    /// Whether inodes stay that users may have open, and those that do.
+    keep: bool,
+    kept: Vec<Ino>,
 }
 
 /// Magic number at the end of each block of the orphan file, before the checksum.
@@ -139,6 +146,11 @@ impl Cleaner<'_> {
         }
         let (inode, mut stored) = self.load(ino)?;
         let next = Some(Ino(inode.dtime)).filter(|next| next.0 != 0);
+        if inode.links == 0 && self.keep && !inode.flags.contains(InodeFlags::EA_INODE) {
+            self.kept.push(ino);
+            done.kept += 1;
+            return Ok(next);
+        }
         if inode.links == 0 {
             let values = self.release_attributes(&inode)?;
             self.remove(&inode, &mut stored)?;
@@ -150,6 +162,18 @@ impl Cleaner<'_> {
             done.cut += 1;
         }
         self.store(&inode, stored)?;
+        Ok(next)
+    }
+
+    /// Makes one list of those that stay, wherever they were named. Returns the first, or zero.
+    fn link_kept(&mut self) -> Result<u32> {
+        let mut next = 0;
+        for ino in std::mem::take(&mut self.kept).into_iter().rev() {
+            let (inode, mut stored) = self.load(ino)?;
+            stored.edit(|raw| raw.dtime = next.into());
+            self.store(&inode, stored)?;
+            next = ino.0;
+        }
         Ok(next)
     }
 

@@ -94,7 +94,23 @@ impl Owner {
         frames: usize,
     ) -> Result<Arc<Self>> {
         let volume = Arc::clone(writer.volume());
-        Self::with(arena, object, volume, Some(writer), frames)
+        let owner = Self::with(arena, object, volume, Some(writer), frames)?;
+        owner.end_waiting();
+        Ok(owner)
+    }
+
+    /// The same for a volume that was taken over from an owner that has died: who had inodes open
+    /// there can go on holding them, for [`crate::limits::RENEWAL_WAIT`] those without names too.
+    pub fn successor(
+        arena: &Arc<Arena>,
+        object: u64,
+        writer: Arc<Writer>,
+        frames: usize,
+    ) -> Result<Arc<Self>> {
+        let volume = Arc::clone(writer.volume());
+        let owner = Self::with(arena, object, volume, Some(writer), frames)?;
+        owner.await_holders()?;
+        Ok(owner)
     }
 
     fn with(
@@ -128,6 +144,7 @@ impl Owner {
             long: NameIndex::new(long, sizes.long_names, true).ok_or_else(small)?,
         };
         let written = if writer.is_some() { own.frames() } else { 0 };
+        let kept = writer.as_ref().map(|writer| writer.take_kept()).unwrap_or_default();
         let owner = Arc::new(Self {
             object,
             volume,
@@ -142,7 +159,7 @@ impl Owner {
             files: Files::default(),
             errors: Errors::default(),
             flusher: Arc::new(Flusher::new(frames)),
-            holds: Holds::default(),
+            holds: Holds::waiting_for(kept),
             ahead: Ahead::new(),
             zeros,
         });

@@ -128,6 +128,7 @@ impl Volumes {
             | kind::WRITE
             | kind::WRITE_PAGES
             | kind::HOLD
+            | kind::HOLD_KNOWN
             | kind::LET_GO
             | kind::CLOSE => lanes.changes,
             kind::SYNC | kind::SYNC_ALL | kind::TRIM => lanes.syncs,

@@ -53,6 +53,8 @@ pub mod kind {
     pub const CLOSE: u16 = 0x213;
     /// (volume, -, -), body [`super::Trim`]. Reply: (bytes discarded, -, -).
     pub const TRIM: u16 = 0x214;
+    /// As [`HOLD`]; (volume, inode, generation): ESTALE if the number is another inode's by now.
+    pub const HOLD_KNOWN: u16 = 0x215;
 }
 
 /// Bytes of a reply's body that are used for data.

@@ -42,8 +42,9 @@ fn bounds() -> Census {
         // The control page, the runtimes, and the clients: those of the load and those stopped.
         segments: 1 + OSLETS + OSLETS + STOPPED,
         // With those that write: two for the journal, three for writeback and what is done behind
-        // requests, four for the changes and syncs of others; and those that wait for owners.
-        threads: 28 + 4 * cpus,
+        // requests, four for the changes and syncs of others, one that waits for holders to come
+        // back; and those that wait for owners.
+        threads: 29 + 4 * cpus,
         private_kib: 16 << 10,
     }
 }

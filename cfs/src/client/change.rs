@@ -201,9 +201,13 @@ impl Client {
     /// Holds an inode: it stays, without any name too, until it is let go as often as it was held.
     /// Returns where errors of writebacks begin for the holder ([`Self::sync`]).
     pub fn hold(&self, ino: Ino) -> Result<u64> {
-        let view = self.view_to_ask()?;
-        let args = [self.object, u64::from(ino.0), 0];
-        Ok(self.ask_once(&view, kind::HOLD, args, &[])?.args[0])
+        Ok(self.ask(kind::HOLD, ino, 0, &[])?.args[0])
+    }
+
+    /// The same for who knows the inode, as that of this generation. If the number is another's by
+    /// now that fails with ESTALE.
+    pub fn hold_known(&self, ino: Ino, generation: u32) -> Result<u64> {
+        Ok(self.ask(kind::HOLD_KNOWN, ino, generation.into(), &[])?.args[0])
     }
 
     /// Lets an inode go that was held so often.
@@ -230,7 +234,7 @@ impl Client {
     }
 
     /// The present owner's view; waits for one for [`limits::OWNER_WAIT`].
-    fn view_to_ask(&self) -> Result<Arc<View>> {
+    pub(super) fn view_to_ask(&self) -> Result<Arc<View>> {
         let view = self.view.load();
         if view.is_current() && !view.is_cut_off() {
             return Ok(Arc::clone(&view));

@@ -6,8 +6,11 @@ use oslet::id::PageRef;
 use oslet::region::{PageGuard, RawSlice, Region};
 
 use super::Client;
+use super::identity::Identity;
 use super::view::View;
 use crate::cache::{FileKey, Key};
+use crate::change::{WriteOptions, Written};
+use crate::engine::Attr;
 use crate::id::Ino;
 use crate::wire::{self, kind};
 use crate::{Error, Result};
@@ -27,6 +30,8 @@ pub struct File {
     key: FileKey,
     /// The client's view when the file was opened: while it is current, no counter is touched.
     view: Arc<View>,
+    /// What it is, where more than its number is known.
+    identity: Option<Arc<Identity>>,
 }
 
 /// A page of a file, by reference where it is cached.
@@ -75,12 +80,50 @@ impl Page<'_> {
 impl File {
     pub(super) fn new(client: &Arc<Client>, ino: Ino) -> Self {
         let view = client.view.load_full();
-        Self { client: Arc::clone(client), ino, key: FileKey::new(ino), view }
+        Self { client: Arc::clone(client), ino, key: FileKey::new(ino), view, identity: None }
+    }
+
+    /// A file with those attributes, which it was found with at the present owner.
+    pub(super) fn known(client: &Arc<Client>, present: &Arc<Client>, attr: &Attr) -> Self {
+        let identity = Arc::new(Identity::new(client, present, attr));
+        Self { identity: Some(identity), ..Self::new(present, attr.ino) }
     }
 
     /// Its number.
     pub fn ino(&self) -> Ino {
         self.ino
+    }
+
+    /// Its attributes.
+    pub fn stat(&self) -> Result<Attr> {
+        self.ask(|client| client.stat(self.ino))
+    }
+
+    /// Has the owner keep the file while this, or a clone of it, is there: without names too, and
+    /// when the owner is started again. A file that is known by its number alone is held by
+    /// [`Client::hold`].
+    pub fn hold(&self) -> Result<()> {
+        self.identity()?.hold()
+    }
+
+    /// As [`Client::write`].
+    pub fn write(&self, offset: u64, bytes: &[u8], options: WriteOptions) -> Result<Written> {
+        self.ask(|client| client.write(self.ino, offset, bytes, options))
+    }
+
+    /// As [`Client::truncate`].
+    pub fn truncate(&self, size: u64) -> Result<()> {
+        self.ask(|client| client.truncate(self.ino, size)).map(drop)
+    }
+
+    /// As [`Client::sync`], of a file that is held then: tells each error once.
+    pub fn sync(&self, data_alone: bool) -> Result<()> {
+        self.identity()?.ask_held(|client, seen| client.sync(self.ino, data_alone, seen))
+    }
+
+    fn identity(&self) -> Result<&Identity> {
+        let by_number = || Error::Invalid(format!("{} is known by its number alone", self.ino));
+        self.identity.as_deref().ok_or_else(by_number)
     }
 
     /// The page that holds the bytes from `page * 4096` on, pinned, without a copy. What lies
@@ -114,7 +157,7 @@ impl File {
     pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
         let size = match self.cached(|view| view.inodes.as_ref()?.size(self.ino)) {
             Some(size) => size,
-            None => self.client.record(self.ino)?.attr.size,
+            None => self.stat()?.size,
         };
         let len = size.saturating_sub(offset).min(buf.len() as u64) as usize;
         let mut done = 0;
@@ -147,7 +190,7 @@ impl File {
             return self.view.pin(key);
         }
         let region: &Region = &self.client.region;
-        self.client.cached(|view| view.pin_in(region, key))
+        self.later(|view| view.pin_in(region, key))
     }
 
     /// As [`Self::fetch`], for a page that [`Self::pin_here`] has not found, of those up to before
@@ -169,14 +212,31 @@ impl File {
         if self.view.is_current() {
             return find(&self.view);
         }
-        self.client.cached(find)
+        self.later(find)
+    }
+
+    /// Looks something up in what a later owner publishes, where the file is known.
+    fn later<T>(&self, find: impl FnOnce(&View) -> Option<T>) -> Option<T> {
+        match &self.identity {
+            Some(identity) => identity.present_at_once()?.cached(find),
+            None => self.client.cached(find),
+        }
+    }
+
+    /// Asks the owner about this file.
+    fn ask<T>(&self, ask: impl Fn(&Client) -> Result<T>) -> Result<T> {
+        match &self.identity {
+            Some(identity) => identity.ask(ask),
+            None => ask(&self.client),
+        }
     }
 
     /// Asks the owner for a page (and some behind it that will be wanted).
     fn fetch(&self, key: Key, page: u64, wanted: u64) -> Result<Option<Page<'_>>> {
         for _ in 0..TRIES {
             let count = wanted.clamp(1, BATCH);
-            let (answer, from) = self.client.ask_whom(kind::READ, self.ino, page | count << 48)?;
+            let ask = |client: &Client| client.ask_whom(kind::READ, self.ino, page | count << 48);
+            let (answer, from) = self.ask(ask)?;
             let body = rpc::access::<wire::ArchivedPages>(&answer.body, "volume's owner")?;
             let Some(word) = body.refs.first() else { return Ok(None) };
             let page_ref = PageRef::from_word(word.to_native());
@@ -190,7 +250,7 @@ impl File {
                 return Ok(Some(Page::Shared(guard)));
             }
         }
-        let answer = self.client.ask(kind::READ_COPY, self.ino, page, &[])?;
+        let answer = self.ask(|client| client.ask(kind::READ_COPY, self.ino, page, &[]))?;
         let whole = answer.body.len() == PAGE as usize;
         if !whole {
             return Err(Error::corrupt("an answer from the volume's owner", "it is no page"));

@@ -80,9 +80,17 @@ impl View {
         };
         let (pages, inodes) = (table(kind::PAGES)?, table(kind::INODES)?);
         let (short, long) = (table(kind::SHORT_NAMES)?, table(kind::LONG_NAMES)?);
+        let own = region.own();
         let route = match connect.local(object) {
-            Some(owner) => Route::Local(owner),
-            None => Route::Remote(connect.channel(oslet, epoch)?),
+            Some(owner) if (own.participant(), own.epoch()) == (who, epoch) => Route::Local(owner),
+            _ => {
+                let channel = connect.channel(oslet, epoch)?;
+                // A later incarnation may take requests before it says that it serves.
+                if channel.server() != (who, epoch) {
+                    return Err(nobody("its owner has been started again"));
+                }
+                Route::Remote(channel)
+            }
         };
         // A table that is too small holds nothing: what is not found is asked for.
         let pages = pages.0.lines().and_then(|lines| {
@@ -100,6 +108,11 @@ impl View {
             short: NameIndex::new(short.0, short.1, false),
             long: NameIndex::new(long.0, long.1, true),
         })
+    }
+
+    /// Which incarnation of which owner it is of.
+    pub(super) fn tag(&self) -> u64 {
+        self.owner
     }
 
     /// Whether this still is the owner, and the way to it open.

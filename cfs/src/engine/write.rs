@@ -156,6 +156,8 @@ pub struct Writer {
     pub(crate) orphans: Mutex<Orphans>,
     renames: Mutex<()>,
     values: Values,
+    /// Orphans that were there already.
+    kept: Mutex<Vec<Arc<Cell>>>,
     /// Entries of a new node of an extent tree: as many as its block has room for, but in tests.
     node_entries: usize,
     /// Whether the volume says that it has files over 2 GiB.
@@ -164,15 +166,13 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Opens a volume for writing. Its journal has been replayed and its orphans are cleared.
+    /// Opens a volume for writing. Its journal has been replayed, and its orphans are cleared or
+    /// kept ([`Self::take_kept`]).
     ///
     /// # Errors
     /// When its features, its storage or its journal do not allow that; nothing has changed then.
     pub fn open(volume: Arc<Volume>, options: &WriterOptions) -> Result<Arc<Self>> {
         let superblock = volume.superblock();
-        if superblock.last_orphan.is_some() {
-            return Err(Error::NeedsRecovery);
-        }
         if options.data == DataMode::Journal {
             if !superblock.features.compat.contains(Compat::HAS_JOURNAL) {
                 let why = "data=journal: the volume has no journal; leave the option away, or make \
@@ -188,18 +188,27 @@ impl Writer {
         let journal = Journal::open(&volume, &options.journal)?;
         space.attach(&journal);
         space.set_discard(options.discard && volume.source().can_discard());
-        Ok(Arc::new(Self {
+        let writer = Arc::new(Self {
             live: Table::new(options.live_inodes),
             orphans: Mutex::new(orphans),
             renames: Mutex::new(()),
             values: Values::default(),
+            kept: Mutex::default(),
             node_entries,
             large_file: AtomicBool::new(large_file),
             options: options.clone(),
             volume,
             journal,
             space,
-        }))
+        });
+        *writer.kept.lock() = writer.keep_orphans()?;
+        Ok(writer)
+    }
+
+    /// Inodes without names that a recovery has kept for those who may have them open: each is held
+    /// once, until it is released. They are given once.
+    pub fn take_kept(&self) -> Vec<Arc<Cell>> {
+        std::mem::take(&mut *self.kept.lock())
     }
 
     /// How the volume is written.

@@ -50,6 +50,17 @@ pub fn recover(source: &Arc<dyn BlockSource>) -> Result<Option<Report>> {
 
 /// As [`recover`], with the time that inodes removed now were removed, in seconds since 1970.
 pub fn recover_at(source: &Arc<dyn BlockSource>, now: u64) -> Result<Option<Report>> {
+    recover_with(source, now, false)
+}
+
+/// As [`recover`], for who takes a volume over from an owner that has died: inodes without names
+/// stay as orphans, since others may have them open.
+pub fn take_over(source: &Arc<dyn BlockSource>) -> Result<Option<Report>> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    recover_with(source, now, true)
+}
+
+fn recover_with(source: &Arc<dyn BlockSource>, now: u64, keep: bool) -> Result<Option<Report>> {
     let raw = read_superblock(source)?;
     let options = Options { ignore_journal: true, ..Options::default() };
     let volume = Volume::open(source.clone(), &options)?;
@@ -62,7 +73,7 @@ pub fn recover_at(source: &Arc<dyn BlockSource>, now: u64) -> Result<Option<Repo
     if sb.start != 0 && sb.incompat.contains(Incompat::FAST_COMMIT) {
         fast_commit::refuse_pending(&sb, plan.end, &log)?;
     }
-    Replay { source, log: &log, sb: &sb, before: &raw, block_size, now }.run(&plan).map(Some)
+    Replay { source, log: &log, sb: &sb, before: &raw, block_size, now, keep }.run(&plan).map(Some)
 }
 
 fn open_log(volume: &Volume, raw: &RawSuperblock) -> Result<(Superblock, LogFile)> {
@@ -105,6 +116,8 @@ struct Replay<'a> {
     before: &'a RawSuperblock,
     block_size: u32,
     now: u64,
+    /// Whether inodes without names stay.
+    keep: bool,
 }
 
 impl Replay<'_> {
@@ -147,7 +160,7 @@ impl Replay<'_> {
         let now = self.now;
         let layer = Arc::new(Overlay::new(self.source.clone()));
         let edited: Arc<dyn BlockSource> = layer.clone();
-        let done = match orphan::clear(&edited, u32::try_from(now).unwrap_or(u32::MAX)) {
+        let done = match orphan::clear(&edited, u32::try_from(now).unwrap_or(u32::MAX), self.keep) {
             Ok(done) => done,
             Err(error @ Error::Io { .. }) => return Err(error),
             Err(error) => return left(error.to_string()),

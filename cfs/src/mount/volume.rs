@@ -2,7 +2,10 @@
 
 mod access;
 mod change;
+mod entry;
 mod known;
+mod later;
+mod present;
 mod read;
 mod shown;
 
@@ -10,27 +13,28 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use super::{
     Agreed, Allocation, Attributes, Changes, Controlled, Created, Data, Directory, DirectoryPlus,
-    Done, Entry, Features, Filesystem, FlagsReply, Handle, Lookup, NewFlags, NewNode, NodeId,
-    OpenCache, Opened, Opening, Piece, Position, ReadRange, RenameFlags, Reply, Request, StatFs,
-    Statistics, StatxAttributes, TrimRange, Trimmed, Value, Waits, Whence, WriteRange, Written,
-    XattrFlags,
+    Done, Features, Filesystem, FlagsReply, Handle, Lookup, NewFlags, NewNode, NodeId, OpenCache,
+    Opened, Opening, Piece, Position, ReadRange, RenameFlags, Reply, Request, StatFs, Statistics,
+    StatxAttributes, TrimRange, Trimmed, Value, Waits, Whence, WriteRange, Written, XattrFlags,
 };
+use crate::Result;
 use crate::cache::InodeRecord;
 use crate::change::Change;
 use crate::client::{self, Client};
-use crate::id::Ino;
-use crate::{Error, Result};
 pub use access::Times;
 use change::{WRITES, caller, done};
-use known::{Known, Later, Work};
+use entry::Found;
+use known::Known;
+use later::{Later, Work};
 use read::fitting;
-use shown::{attr, attribute_name, dir_entry, errno, file_flags, ino, node, statx};
+use shown::{attr, attribute_name, check, dir_entry, errno, file_flags, ino, statx};
 
 /// How long the kernel may believe names and attributes: the volume does not change.
 const FOREVER: Duration = Duration::from_secs(24 * 3600);
@@ -60,6 +64,8 @@ pub struct VolumeFs {
 /// What answers are made from.
 struct Shown {
     client: Arc<Client>,
+    /// The same for the incarnation of the owner that is asked.
+    present: ArcSwapOption<Client>,
     sharing: Sharing,
     times: Times,
     /// Files are read past the kernel's page cache, which still can map them.
@@ -75,49 +81,6 @@ impl Shown {
     /// How long the kernel may believe names and attributes.
     fn ttl(&self) -> Duration {
         if self.sharing == Sharing::Shared { Duration::ZERO } else { FOREVER }
-    }
-
-    /// A name that was looked up, and is one more of those that the kernel gives back.
-    fn entry(&self, record: &InodeRecord) -> Result<Entry> {
-        let ino = record.attr.ino;
-        match self.sharing {
-            Sharing::ReadOnly => {}
-            Sharing::Alone => self.known.count(ino),
-            Sharing::Shared => self.known.hold_and_count(&self.client, ino)?,
-        }
-        Ok(self.plain_entry(record))
-    }
-
-    /// Whether a look-up of that inode can be counted without asking the owner.
-    fn knows_at_once(&self, ino: Ino) -> bool {
-        self.sharing != Sharing::Shared || self.known.is_held(ino)
-    }
-
-    /// What a name leads to stays while the kernel knows it, although the name may go.
-    fn keep(&self, dir: Ino, name: &[u8]) -> Result<()> {
-        match self.client.lookup(dir, name) {
-            Ok(record) => self.known.hold(&self.client, record.attr.ino),
-            // Who takes the name away says what is wrong.
-            Err(_) => Ok(()),
-        }
-    }
-
-    fn plain_entry(&self, record: &InodeRecord) -> Entry {
-        Entry {
-            node: node(record.attr.ino),
-            generation: u64::from(record.attr.generation),
-            attr: attr(record),
-            entry_ttl: self.ttl(),
-            attr_ttl: self.ttl(),
-        }
-    }
-
-    fn answer_lookup(&self, found: Result<InodeRecord>, reply: Reply<Lookup>) {
-        match found.and_then(|record| self.entry(&record)) {
-            Ok(entry) => reply.entry(&entry),
-            Err(Error::NotFound) => reply.absent(self.ttl()),
-            Err(error) => reply.error(errno(&error)),
-        }
     }
 
     fn answer_attributes(&self, found: Result<InodeRecord>, reply: Reply<Attributes>) {
@@ -138,6 +101,7 @@ impl VolumeFs {
     pub fn with(client: Arc<Client>, sharing: Sharing, times: Times) -> Arc<Self> {
         let shown = Arc::new(Shown {
             client,
+            present: ArcSwapOption::empty(),
             sharing,
             times,
             direct: AtomicBool::new(false),
@@ -146,18 +110,21 @@ impl VolumeFs {
         Arc::new(Self { shown, waits: OnceLock::new(), later: Mutex::new(None) })
     }
 
-    /// Asks by `ask`, which may wait, and answers by `answer`.
-    fn wait<K: 'static, T>(
+    /// Asks about nodes by `ask`, which may wait, and answers by `answer`.
+    fn wait<K: 'static, T, const N: usize>(
         &self,
         request: &Request,
+        nodes: [NodeId; N],
         reply: Reply<K>,
-        ask: impl FnOnce(&Shown) -> T + Send + 'static,
-        answer: impl FnOnce(&Shown, T, Reply<K>) + Send + 'static,
+        ask: impl FnMut(&Shown, &Arc<Client>) -> Result<T> + Send + 'static,
+        answer: impl FnOnce(&Shown, Result<T>, Reply<K>) + Send + 'static,
     ) {
         let shown = Arc::clone(&self.shown);
-        let Some(waits) = self.waits.get() else { return answer(&shown, ask(&shown), reply) };
+        let Some(waits) = self.waits.get() else {
+            return answer(&shown, shown.ask(&nodes, ask), reply);
+        };
         waits.run(request, reply, move |held| {
-            let found = ask(&shown);
+            let found = shown.ask(&nodes, ask);
             if let Some(reply) = held.take() {
                 answer(&shown, found, reply);
             }
@@ -172,10 +139,15 @@ impl VolumeFs {
         reply: Reply<K>,
         answer: impl FnOnce(&Shown, Result<InodeRecord>, Reply<K>) + Send + 'static,
     ) {
-        let ino = ino(node);
-        match self.shown.client.cached_record(ino) {
-            Some(record) => answer(&self.shown, Ok(record), reply),
-            None => self.wait(request, reply, move |shown| shown.client.record(ino), answer),
+        let client = self.shown.at_once(&[node]);
+        match client.and_then(|client| client.cached_record(ino(node))) {
+            Some(record) => answer(&self.shown, check(node, record), reply),
+            None => {
+                let ask = move |_: &Shown, client: &Arc<Client>| {
+                    client.record(ino(node)).and_then(|record| check(node, record))
+                };
+                self.wait(request, [node], reply, ask, answer);
+            }
         }
     }
 
@@ -183,7 +155,7 @@ impl VolumeFs {
     fn later(&self, work: Work) {
         match &*self.later.lock() {
             Some(later) => later.push(work),
-            None => work.run(&self.shown.client),
+            None => work.run(&self.shown),
         }
     }
 }
@@ -200,7 +172,7 @@ impl Filesystem for VolumeFs {
         let _ = self.waits.set(Arc::clone(waits));
         if self.shown.is_writable() {
             // Without the thread its work is done where it comes up.
-            *self.later.lock() = Later::start(Arc::clone(&self.shown.client)).ok();
+            *self.later.lock() = Later::start(Arc::clone(&self.shown)).ok();
         }
     }
 
@@ -210,26 +182,37 @@ impl Filesystem for VolumeFs {
         if let Some(later) = later {
             later.finish();
         }
-        held.into_iter().for_each(|ino| Work::LetGo(ino).run(&self.shown.client));
+        held.into_iter().for_each(|(node, at)| Work::LetGo(node, at).run(&self.shown));
     }
 
     fn lookup(&self, request: &Request, parent: NodeId, name: &[u8], reply: Reply<Lookup>) {
-        let parent = ino(parent);
-        if let Some(found) = self.shown.client.cached_lookup(parent, name) {
-            let ino = found.as_ref().ok().map(|record| record.attr.ino);
-            if ino.is_none_or(|ino| self.shown.knows_at_once(ino)) {
-                return self.shown.answer_lookup(found, reply);
+        if let Some(client) = self.shown.at_once(&[parent]) {
+            let entry = match client.cached_lookup(ino(parent), name) {
+                Some(Ok(record)) => self.shown.entry_at_once(&client, &record).map(Ok),
+                Some(Err(error)) => Some(Err(error)),
+                None => None,
+            };
+            if let Some(entry) = entry {
+                return self.shown.answer_entry(entry, reply);
             }
         }
         let name = name.to_vec();
-        let ask = move |shown: &Shown| shown.client.lookup(parent, &name);
-        self.wait(request, reply, ask, Shown::answer_lookup);
+        let ask = move |_: &Shown, client: &Arc<Client>| {
+            let mut record = client.lookup(ino(parent), &name)?;
+            // By which file handles are found that the kernel has no inode of.
+            if name == b"." {
+                record = check(parent, record)?;
+            }
+            Ok(Found::new(record, client))
+        };
+        self.wait(request, [parent], reply, ask, Shown::answer_lookup);
     }
 
     fn forget(&self, node: NodeId, count: u64) {
-        let ino = ino(node);
-        if self.shown.is_writable() && self.shown.known.forget(ino, count) {
-            self.later(Work::LetGo(ino));
+        if self.shown.is_writable()
+            && let Some(at) = self.shown.known.forget(node, count)
+        {
+            self.later(Work::LetGo(node, at));
         }
     }
 
@@ -246,17 +229,18 @@ impl Filesystem for VolumeFs {
 
     fn readlink(&self, request: &Request, node: NodeId, reply: Reply<Data>) {
         let ino = ino(node);
-        if let Some(record) = self.shown.client.cached_record(ino)
+        if let Some(client) = self.shown.at_once(&[node])
+            && let Some(record) = client.cached_record(ino)
             && !self.shown.is_access_due(&record)
             && let Some(target) = &record.target
         {
             return reply.data(&[Piece::Bytes(target)]);
         }
-        let ask = move |shown: &Shown| {
-            shown.accessed(ino);
-            shown.client.readlink(ino)
+        let ask = move |shown: &Shown, client: &Arc<Client>| {
+            shown.accessed(client, ino);
+            client.readlink(ino)
         };
-        self.wait(request, reply, ask, |_, target, reply| match target {
+        self.wait(request, [node], reply, ask, |_, target, reply| match target {
             Ok(target) => reply.data(&[Piece::Bytes(&target)]),
             Err(error) => reply.error(errno(&error)),
         });
@@ -282,13 +266,13 @@ impl Filesystem for VolumeFs {
         reply: Reply<Directory>,
     ) {
         let (dir, room) = (ino(node), reply.room());
-        let ask = move |shown: &Shown| {
-            shown.accessed(dir);
-            let mut entries = shown.client.readdir(dir, from)?.0;
+        let ask = move |shown: &Shown, client: &Arc<Client>| {
+            shown.accessed(client, dir);
+            let mut entries = client.readdir(dir, from)?.0;
             entries.truncate(fitting(&entries, 0, room));
             Ok(entries)
         };
-        self.wait(request, reply, ask, |_, found: Result<Vec<_>>, reply| match found {
+        self.wait(request, [node], reply, ask, |_, found: Result<Vec<_>>, reply| match found {
             Ok(entries) => {
                 let mut listing = reply.listing();
                 let _ = entries.iter().all(|entry| listing.push(&dir_entry(entry)));
@@ -307,25 +291,24 @@ impl Filesystem for VolumeFs {
         reply: Reply<DirectoryPlus>,
     ) {
         let (dir, room) = (ino(node), reply.room());
-        let ask = move |shown: &Shown| {
-            shown.accessed(dir);
-            let client = &shown.client;
+        let ask = move |shown: &Shown, client: &Arc<Client>| {
+            shown.accessed(client, dir);
             let mut entries = client.readdir(dir, from)?.0;
             entries.truncate(fitting(&entries, DirectoryPlus::ENTRY, room));
             let look_up = |entry: client::DirEntry| {
                 let look_up = entry.name != b"." && entry.name != b"..";
                 // An inode that cannot be read is listed by name; using it tells what is wrong.
                 let record = look_up.then(|| client.record(entry.ino).ok()).flatten();
-                (entry, record)
+                (entry, record.map(|record| Found::new(record, client)))
             };
             Ok(entries.into_iter().map(look_up).collect())
         };
-        self.wait(request, reply, ask, |shown, found: Result<Vec<_>>, reply| match found {
+        self.wait(request, [node], reply, ask, |shown, found: Result<Vec<_>>, reply| match found {
             Ok(entries) => {
                 let mut listing = reply.listing();
                 // They fit, so each one that is counted arrives.
-                let _ = entries.iter().all(|(entry, record)| {
-                    let known = record.as_ref().and_then(|record| shown.entry(record).ok());
+                let _ = entries.iter().all(|(entry, found)| {
+                    let known = found.as_ref().and_then(|found| shown.entry(found).ok());
                     listing.push(&dir_entry(entry), known.as_ref())
                 });
                 listing.finish();
@@ -338,20 +321,18 @@ impl Filesystem for VolumeFs {
         if let Err(errno) = attribute_name(name) {
             return reply.error(errno);
         }
-        let ino = ino(node);
-        if self.shown.client.cached_record(ino).is_some_and(|record| !record.has_xattr) {
+        if self.shown.has_no_xattr(node) {
             return reply.error(Errno::NODATA);
         }
-        let name = name.to_vec();
-        self.wait(request, reply, move |shown| shown.client.getxattr(ino, &name), value);
+        let (ino, name) = (ino(node), name.to_vec());
+        self.wait(request, [node], reply, move |_, client| client.getxattr(ino, &name), value);
     }
 
     fn listxattr(&self, request: &Request, node: NodeId, reply: Reply<Value>) {
-        let ino = ino(node);
-        if self.shown.client.cached_record(ino).is_some_and(|record| !record.has_xattr) {
+        if self.shown.has_no_xattr(node) {
             return reply.bytes(&[]);
         }
-        self.wait(request, reply, move |shown| shown.client.listxattr(ino), value);
+        self.wait(request, [node], reply, move |_, client| client.listxattr(ino(node)), value);
     }
 
     fn flags(&self, request: &Request, node: NodeId, reply: FlagsReply) {
@@ -366,8 +347,8 @@ impl Filesystem for VolumeFs {
     }
 
     fn statfs(&self, request: &Request, _: NodeId, reply: Reply<Statistics>) {
-        let ask = |shown: &Shown| shown.client.statfs();
-        self.wait(request, reply, ask, |_, found, reply| match found {
+        let ask = |_: &Shown, client: &Arc<Client>| client.statfs();
+        self.wait(request, [], reply, ask, |_, found, reply| match found {
             Ok(stat) => reply.statistics(&StatFs {
                 blocks: stat.blocks,
                 bfree: stat.free,
@@ -392,8 +373,8 @@ impl Filesystem for VolumeFs {
         reply: Reply<Position>,
     ) {
         let (ino, data) = (ino(node), whence == Whence::Data);
-        let ask = move |shown: &Shown| shown.client.seek(ino, offset, data);
-        self.wait(request, reply, ask, |_, found, reply| match found {
+        let ask = move |_: &Shown, client: &Arc<Client>| client.seek(ino, offset, data);
+        self.wait(request, [node], reply, ask, |_, found, reply| match found {
             Ok(found) => reply.position(found),
             Err(error) => reply.error(errno(&error)),
         });
@@ -404,8 +385,10 @@ impl Filesystem for VolumeFs {
     }
 
     fn release(&self, node: NodeId, handle: Handle) {
-        if handle == WRITES {
-            self.later(Work::Close(ino(node)));
+        if handle == WRITES
+            && let Some(at) = self.shown.held_at(node)
+        {
+            self.later(Work::Close(node, at));
         }
     }
 
@@ -431,33 +414,37 @@ impl Filesystem for VolumeFs {
     }
 
     fn symlink(&self, ask: &Request, dir: NodeId, name: &[u8], to: &[u8], r: Reply<Lookup>) {
-        let (dir, by, name, to) = (ino(dir), caller(ask), name.to_vec(), to.to_vec());
-        let ask_owner = move |shown: &Shown| shown.client.symlink(dir, &name, &to, by);
-        self.wait(ask, r, ask_owner, Shown::answer_lookup);
+        let (by, name, to) = (caller(ask), name.to_vec(), to.to_vec());
+        let ask_owner = move |_: &Shown, client: &Arc<Client>| {
+            Ok(Found::new(client.symlink(ino(dir), &name, &to, by)?, client))
+        };
+        self.wait(ask, [dir], r, ask_owner, Shown::answer_made);
     }
 
     fn link(&self, ask: &Request, node: NodeId, dir: NodeId, name: &[u8], r: Reply<Lookup>) {
-        let (ino, dir, by, name) = (ino(node), ino(dir), caller(ask), name.to_vec());
-        let ask_owner = move |shown: &Shown| shown.client.link(ino, dir, &name, by);
-        self.wait(ask, r, ask_owner, Shown::answer_lookup);
+        let (by, name) = (caller(ask), name.to_vec());
+        let ask_owner = move |_: &Shown, client: &Arc<Client>| {
+            Ok(Found::new(client.link(ino(node), ino(dir), &name, by)?, client))
+        };
+        self.wait(ask, [node, dir], r, ask_owner, Shown::answer_made);
     }
 
     fn unlink(&self, request: &Request, parent: NodeId, name: &[u8], reply: Reply<Done>) {
-        let (dir, by, name) = (ino(parent), caller(request), name.to_vec());
-        let ask = move |shown: &Shown| {
-            shown.keep(dir, &name)?;
-            shown.client.unlink(dir, &name, by)
+        let (by, name) = (caller(request), name.to_vec());
+        let ask = move |shown: &Shown, client: &Arc<Client>| {
+            shown.keep(client, parent, &name)?;
+            client.unlink(ino(parent), &name, by)
         };
-        self.wait(request, reply, ask, done);
+        self.wait(request, [parent], reply, ask, done);
     }
 
     fn rmdir(&self, request: &Request, parent: NodeId, name: &[u8], reply: Reply<Done>) {
-        let (dir, by, name) = (ino(parent), caller(request), name.to_vec());
-        let ask = move |shown: &Shown| {
-            shown.keep(dir, &name)?;
-            shown.client.rmdir(dir, &name, by)
+        let (by, name) = (caller(request), name.to_vec());
+        let ask = move |shown: &Shown, client: &Arc<Client>| {
+            shown.keep(client, parent, &name)?;
+            client.rmdir(ino(parent), &name, by)
         };
-        self.wait(request, reply, ask, done);
+        self.wait(request, [parent], reply, ask, done);
     }
 
     fn rename(
@@ -468,14 +455,14 @@ impl Filesystem for VolumeFs {
         flags: RenameFlags,
         reply: Reply<Done>,
     ) {
-        let (from, name) = (ino(from.0), from.1.to_vec());
-        let (to, new_name) = (ino(to.0), to.1.to_vec());
+        let (from, name) = (from.0, from.1.to_vec());
+        let (to, new_name) = (to.0, to.1.to_vec());
         let by = caller(request);
-        let ask = move |shown: &Shown| {
-            shown.keep(to, &new_name)?;
-            shown.client.rename((from, &name), (to, &new_name), flags.bits(), by)
+        let ask = move |shown: &Shown, client: &Arc<Client>| {
+            shown.keep(client, to, &new_name)?;
+            client.rename((ino(from), &name), (ino(to), &new_name), flags.bits(), by)
         };
-        self.wait(request, reply, ask, done);
+        self.wait(request, [from, to], reply, ask, done);
     }
 
     fn create(
@@ -518,9 +505,10 @@ impl Filesystem for VolumeFs {
         reply: Reply<Done>,
     ) {
         let (ino, by, what) = (ino(node), caller(request), *what);
-        let ask =
-            move |shown: &Shown| shown.client.allocate(ino, what.mode, what.offset, what.len, by);
-        self.wait(request, reply, ask, done);
+        let ask = move |_: &Shown, client: &Arc<Client>| {
+            client.allocate(ino, what.mode, what.offset, what.len, by)
+        };
+        self.wait(request, [node], reply, ask, done);
     }
 
     fn setxattr(
@@ -540,8 +528,8 @@ impl Filesystem for VolumeFs {
             return reply.error(errno);
         }
         let (ino, by, name) = (ino(node), caller(request), name.to_vec());
-        let ask = move |shown: &Shown| shown.client.remove_xattr(ino, &name, by);
-        self.wait(request, reply, ask, done);
+        let ask = move |_: &Shown, client: &Arc<Client>| client.remove_xattr(ino, &name, by);
+        self.wait(request, [node], reply, ask, done);
     }
 
     fn set_flags(&self, request: &Request, node: NodeId, new: &NewFlags, r: Reply<Controlled>) {
@@ -549,12 +537,12 @@ impl Filesystem for VolumeFs {
         let (flags, known, project) = (new.flags, new.known, new.project);
         let change = Change::SetFlags { flags, known, project };
         let waits = self.waits.get().cloned();
-        let ask = move |shown: &Shown| {
-            shown.client.change(ino, change, by)?;
+        let ask = move |_: &Shown, client: &Arc<Client>| {
+            client.change(ino, change.clone(), by)?;
             waits.iter().for_each(|waits| waits.attributes_changed(node));
             Ok(())
         };
-        self.wait(request, r, ask, |_, result: Result<()>, reply| match result {
+        self.wait(request, [node], r, ask, |_, result: Result<()>, reply| match result {
             Ok(()) => reply.done(),
             Err(error) => reply.error(errno(&error)),
         });
@@ -571,9 +559,9 @@ impl Filesystem for VolumeFs {
         if !self.shown.is_writable() {
             return reply.unsupported();
         }
-        let ino = ino(node);
-        let ask = move |shown: &Shown| shown.known.sync(&shown.client, ino, data_only);
-        self.wait(request, reply, ask, done);
+        let ask =
+            move |shown: &Shown, client: &Arc<Client>| shown.known.sync(client, node, data_only);
+        self.wait(request, [node], reply, ask, done);
     }
 
     fn interrupt(&self, unique: u64) {

@@ -103,7 +103,13 @@ impl Owner {
                 let (seen, errno) = self.sync_all(args[2])?;
                 Ok(Answer::words(errno.unwrap_or(0) as u64, seen))
             }
-            kind::HOLD => Ok(Answer::words(self.hold(ino, from)?, 0)),
+            kind::HOLD => Ok(Answer::words(self.hold(ino, None, from)?, 0)),
+            kind::HOLD_KNOWN => {
+                // No inode has a generation of more bits.
+                let stale = |_| Error::Stale(format!("{ino} of generation {}", args[2]));
+                let generation = u32::try_from(args[2]).map_err(stale)?;
+                Ok(Answer::words(self.hold(ino, Some(generation), from)?, 0))
+            }
             kind::LET_GO => self.let_go(ino, from, args[2]).map(|()| Answer::default()),
             kind::CLOSE => self.close_file(ino).map(|()| Answer::default()),
             kind::LOOKUP => Answer::record(&self.lookup(ino, body)?),

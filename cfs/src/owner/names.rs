@@ -260,7 +260,7 @@ impl Owner {
         let mut unnamed: Vec<Arc<Cell>> = Vec::new();
         let done = change(writer, &mut |effects| self.publish_effects(effects, &mut unnamed));
         for cell in &unnamed {
-            let _ = self.release(cell);
+            self.release_unnamed(cell);
         }
         done
     }

@@ -7,6 +7,9 @@
 //!                               a native client that prints the whole tree, and ends
 //! oslet-load client RUN OSLET VOLUME SEED
 //!                               a native client that holds pages for random times
+//! oslet-load open RUN OSLET VOLUME PATH
+//!                               a native client that has a file open, and held, and does with it
+//!                               what it is told line by line: read, page, write, cut, stat, sync
 //! ```
 //!
 //! The first line that those which do not end write is `ready`. Exit status: 3 for bytes that are
@@ -50,8 +53,10 @@ fn main() -> ExitCode {
         ["map", dir, seed] => map(Path::new(dir), seed),
         ["list", run, oslet, volume] => list(Path::new(run), oslet, volume),
         ["client", run, oslet, volume, seed] => client(Path::new(run), oslet, volume, seed),
+        ["open", run, oslet, volume, path] => open(Path::new(run), oslet, volume, path),
         _ => Err(anyhow::anyhow!(
-            "oslet-load keep DIR | map DIR SEED | client RUN OSLET VOLUME SEED"
+            "oslet-load keep DIR | map DIR SEED | client RUN OSLET VOLUME SEED | \
+             open RUN OSLET VOLUME PATH"
         )),
     };
     let Err(error) = result else { return ExitCode::SUCCESS };
@@ -127,6 +132,46 @@ fn client(run: &Path, oslet: &str, volume: &str, seed: &str) -> Result<()> {
             Err(error) if is_eio(&error) && good.elapsed() < NOBODY => std::thread::sleep(PAUSE),
             Err(error) => return Err(error),
         }
+    }
+}
+
+/// Answers each line with what came of it for a file that is only open, and for one that is held.
+fn open(run: &Path, oslet: &str, volume: &str, path: &str) -> Result<()> {
+    let client = cfs::client::join(run, oslet, volume.parse().context("volume")?)?;
+    let files = [client.open(path.as_bytes())?, client.open(path.as_bytes())?];
+    files[1].hold()?;
+    ready()?;
+    for line in std::io::stdin().lines() {
+        let line = line?;
+        let answers = files.iter().map(|file| match operate(file, &line) {
+            Ok(text) => text,
+            Err(error) => format!("errno {}", error.errno()),
+        });
+        let answers: Vec<_> = answers.collect();
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "{}", answers.join(", "))?;
+        out.flush()?;
+    }
+    Ok(())
+}
+
+fn operate(file: &cfs::client::File, what: &str) -> cfs::Result<String> {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end_matches('\0').to_owned();
+    let mut bytes = [0; 64];
+    match what {
+        "read" => file.read(0, &mut bytes).map(|len| text(&bytes[..len])),
+        "page" => file.read_ref(0).map(|page| {
+            page.iter().for_each(|page| page.copy_to(0, &mut bytes));
+            text(&bytes)
+        }),
+        "write" => {
+            let options = cfs::change::WriteOptions::default();
+            file.write(0, b"native", options).map(|written| written.len.to_string())
+        }
+        "cut" => file.truncate(0).map(|()| "cut".into()),
+        "stat" => file.stat().map(|attr| attr.links.to_string()),
+        "sync" => file.sync(false).map(|()| "durable".into()),
+        _ => Err(cfs::Error::Invalid(format!("{what}: no such operation"))),
     }
 }
 

@@ -52,17 +52,27 @@ const DATA_FIELDS: [Range<usize>; 4] = [0x04..0x08, 0x1c..0x20, 0x28..0x64, 0x6c
 const DTIME: usize = 0x14;
 
 impl Live {
-    /// From the bytes of an inode table. `tid` is a transaction that is durable.
+    /// From the bytes of an inode table, of an inode that has names. `tid` is a transaction that is
+    /// durable.
     pub(super) fn load(writer: &Writer, ino: Ino, tid: Tid) -> Result<Self> {
+        match Self::parse(writer, ino, tid)? {
+            live if live.inode.links == 0 => Err(Error::Stale(ino.to_string())),
+            live => Ok(live),
+        }
+    }
+
+    /// The same of an orphan in the list.
+    pub(super) fn load_listed(writer: &Writer, ino: Ino, tid: Tid) -> Result<Self> {
+        Ok(Self { orphan: Orphan::Listed, ..Self::parse(writer, ino, tid)? })
+    }
+
+    fn parse(writer: &Writer, ino: Ino, tid: Tid) -> Result<Self> {
         let superblock = writer.volume.superblock();
         let place = Place::of(writer, ino)?;
         let block = writer.volume.block(place.block)?;
         let size = superblock.inode_size as usize;
         let stored: Box<[u8]> = block.bytes[place.offset..place.offset + size].into();
         let mut inode = Inode::parse(&stored, ino, superblock)?;
-        if inode.links == 0 {
-            return Err(Error::Stale(ino.to_string()));
-        }
         let base = MIN_INODE_SIZE as usize;
         if size > base && stored[base..base + 2] == [0, 0] {
             // Fields that were never used are from now on, as the kernel does it.
@@ -227,6 +237,14 @@ impl Writer {
             inode::encode::seal(&mut bytes, seed, extra);
         }
         handle.put(place.block, place.offset, &bytes)
+    }
+
+    /// The generation of the inode that a number was used for last, as far as its table says.
+    pub(super) fn stored_generation(&self, ino: Ino) -> Option<u32> {
+        let place = Place::of(self, ino).ok()?;
+        let block = self.volume.block(place.block).ok()?;
+        let word = block.bytes.get(place.offset + GENERATION..)?.first_chunk()?;
+        Some(u32::from_le_bytes(*word))
     }
 
     /// The volume says from now on that it has files over 2 GiB.

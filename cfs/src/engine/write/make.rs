@@ -1,7 +1,7 @@
 //! New inodes and new names: create, mknod, mkdir, symlink, link.
 
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock};
 
 use super::budget::Budget;
@@ -168,7 +168,8 @@ impl Writer {
         mode: u16,
         now: Timestamp,
     ) -> Result<Inode> {
-        let mut inode = Inode::fresh(ino, mode, generation(), now, self.volume.superblock())?;
+        let mut inode =
+            Inode::fresh(ino, mode, self.generation(ino), now, self.volume.superblock())?;
         inode.links = if kind == Kind::Directory { 2 } else { 1 };
         (inode.uid, inode.gid) = (caller.uid, caller.gid);
         if dir.mode & SETGID != 0 {
@@ -304,9 +305,18 @@ struct Parts<'a, 'w> {
     parent: Ino,
 }
 
-/// A number that tells one use of an inode number from the next.
-pub(super) fn generation() -> u32 {
-    static KEYS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    KEYS.hash_one(COUNT.fetch_add(1, Ordering::Relaxed)) as u32
+impl Writer {
+    /// A number that tells one use of an inode number from the others: not that of the last one,
+    /// and none that this process has given to 2^32 others before.
+    pub(super) fn generation(&self, ino: Ino) -> u32 {
+        static FIRST: LazyLock<u32> = LazyLock::new(|| RandomState::new().hash_one(0) as u32);
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let last = self.stored_generation(ino);
+        loop {
+            let next = FIRST.wrapping_add(COUNT.fetch_add(1, Ordering::Relaxed));
+            if Some(next) != last {
+                return next;
+            }
+        }
+    }
 }

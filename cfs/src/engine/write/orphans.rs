@@ -4,13 +4,14 @@
 //! through the superblock and the inodes' `dtime`, newest first. Both are changed in the handle
 //! that changes the inode.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::inode::difference;
 use super::{Live, Writer};
 use crate::disk::checksum::crc32c;
+use crate::disk::inode::InodeFlags;
 use crate::disk::superblock::{OFFSET, RawSuperblock, SIZE};
 use crate::engine::{Mapping, Volume};
 use crate::id::{Block, Ino};
@@ -56,13 +57,21 @@ struct OrphanFile {
 }
 
 impl Orphans {
-    /// Finds the orphan file, which must be empty.
+    /// Finds the orphan file, which must be empty, and the list, which may have inodes without
+    /// names that a recovery has kept.
     pub(super) fn open(volume: &Volume) -> Result<Self> {
         let file = match volume.superblock().orphan_file {
             Some(ino) => Some(OrphanFile::open(volume, ino)?),
             None => None,
         };
-        Ok(Self { file, head: 0, links: HashMap::new() })
+        let mut orphans = Self { file, head: 0, links: HashMap::new() };
+        kept(volume)?.into_iter().rev().for_each(|ino| orphans.push(ino.0));
+        Ok(orphans)
+    }
+
+    /// The inodes of the list.
+    pub(super) fn listed(&self) -> Vec<Ino> {
+        self.links.keys().map(|&ino| Ino(ino)).collect()
     }
 
     /// The orphan that one of the list names as the next.
@@ -90,6 +99,24 @@ impl Orphans {
         }
         Some(links)
     }
+}
+
+/// The list of orphans of a volume that is not written yet, from the newest on.
+fn kept(volume: &Volume) -> Result<Vec<Ino>> {
+    let superblock = volume.superblock();
+    let (mut kept, mut seen) = (Vec::new(), HashSet::new());
+    let mut next = superblock.last_orphan;
+    while let Some(ino) = next {
+        let inode = volume.any_inode(ino)?;
+        let special = ino.0 < superblock.first_ino || inode.flags.contains(InodeFlags::EA_INODE);
+        // What is to be cut, or nobody could have open, is recovery's to do.
+        if inode.links > 0 || special || !seen.insert(ino) {
+            return Err(Error::NeedsRecovery);
+        }
+        kept.push(ino);
+        next = Some(Ino(inode.dtime)).filter(|next| next.0 != 0);
+    }
+    Ok(kept)
 }
 
 impl OrphanFile {

@@ -172,6 +172,19 @@ impl Writer {
         }
     }
 
+    /// Brings the orphans to life that a recovery has kept, each held once.
+    pub(super) fn keep_orphans(&self) -> Result<Vec<Arc<Cell>>> {
+        let listed = self.orphans.lock().listed();
+        let keep = |ino: Ino| {
+            let live = Live::load_listed(self, ino, self.journal.committed())?;
+            let cell = Arc::new(Cell { ino, live: RwLock::new(live), holds: 1.into() });
+            let mut shard = self.live.shard(ino).lock();
+            shard.insert(cell.clone(), self.live.capacity, || self.journal.committed());
+            Ok(cell)
+        };
+        listed.into_iter().map(keep).collect()
+    }
+
     /// Brings a new inode to life, whose number this handle has taken, and stores it.
     ///
     /// # Errors

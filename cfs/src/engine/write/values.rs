@@ -14,7 +14,6 @@ use std::sync::Arc;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::budget::Budget;
-use super::make::generation;
 use super::{Cell, Live, Writer, now};
 use crate::disk::features::Incompat;
 use crate::disk::inode::{Inode, InodeFlags, Kind};
@@ -205,7 +204,7 @@ impl Writer {
         let mut handle = self.begin(4 + Self::STORE_CREDITS + Self::REFERENCE_CREDITS)?;
         let ino = self.space.new_inode(&mut handle, owner.ino, false, false)?;
         let superblock = self.volume.superblock();
-        let inode = Inode::fresh(ino, MODE, generation(), now(), superblock);
+        let inode = Inode::fresh(ino, MODE, self.generation(ino), now(), superblock);
         let mut inode = inode.map_err(|error| handle.fail(error))?;
         inode.flags |= InodeFlags::EA_INODE;
         (inode.uid, inode.gid) = (owner.uid, owner.gid);

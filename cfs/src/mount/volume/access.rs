@@ -3,6 +3,7 @@
 use super::{Sharing, Shown};
 use crate::cache::InodeRecord;
 use crate::change::{Caller, Change};
+use crate::client::Client;
 use crate::disk::inode::{InodeFlags, Kind};
 use crate::disk::time::Timestamp;
 use crate::engine::write::AccessTimes;
@@ -38,14 +39,14 @@ impl Shown {
     }
 
     /// It is being read. Told before the answer, behind which the kernel asks for the time again.
-    pub(super) fn accessed(&self, ino: Ino) {
+    pub(super) fn accessed(&self, client: &Client, ino: Ino) {
         if !self.keeps_access_times() {
             return;
         }
-        let record = self.client.cached_record(ino).map_or_else(|| self.client.record(ino), Ok);
+        let record = client.record(ino);
         if record.is_ok_and(|record| self.is_access_due(&record)) {
             // Who cannot note it reads all the same.
-            let _ = self.client.change(ino, Change::Accessed, Caller::ROOT);
+            let _ = client.change(ino, Change::Accessed, Caller::ROOT);
         }
     }
 

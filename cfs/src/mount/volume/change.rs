@@ -1,14 +1,18 @@
 //! What changes a volume through a mount.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 
+use super::entry::Found;
+use super::present::behind_change;
 use super::shown::{attribute_name, errno, ino};
 use super::{Sharing, Shown, VolumeFs};
 use crate::cache::InodeRecord;
 use crate::change::{self, Caller, NewInode, SetAttr, WriteOptions};
+use crate::client::Client;
 use crate::disk::inode::{InodeFlags, Kind};
 use crate::mount::{
     Attributes, Changes, Created, Done, Handle, Lookup, NewNode, NodeId, OpenCache, Opened,
@@ -36,25 +40,26 @@ impl VolumeFs {
         }
         let ino = ino(node);
         let by = caller(request);
-        if let Some(record) = self.shown.client.cached_record(ino)
+        if let Some(client) = self.shown.at_once(&[node])
+            && let Some(record) = client.cached_record(ino)
             && !how.flags.contains(OFlags::TRUNC)
         {
             let opened =
                 may_open(&record, how).map(|handle| (handle, self.shown.reads(&record, how)));
             return answer_open(&self.shown, opened, reply);
         }
-        let ask = move |shown: &Shown| {
-            let record = shown.client.record(ino)?;
+        let ask = move |shown: &Shown, client: &Arc<Client>| {
+            let record = client.record(ino)?;
             let handle = may_open(&record, how)?;
             if how.flags.contains(OFlags::TRUNC) {
                 let kill_privileges = how.kill_privileges;
                 let empty = SetAttr { size: Some(0), kill_privileges, ..SetAttr::default() };
-                shown.client.set_attr(ino, empty, by)?;
+                client.set_attr(ino, empty, by)?;
                 return Ok((handle, false));
             }
             Ok((handle, shown.reads(&record, how)))
         };
-        self.wait(request, reply, ask, answer_open);
+        self.wait(request, [node], reply, ask, answer_open);
     }
 
     pub(super) fn set_attributes(
@@ -65,15 +70,15 @@ impl VolumeFs {
         reply: Reply<Attributes>,
     ) {
         let (ino, by, mut attr) = (ino(node), caller(request), set_attr(changes));
-        let ask = move |shown: &Shown| {
+        let ask = move |_: &Shown, client: &Arc<Client>| {
             // Nothing to set is what a change of owner to no other comes to: privileges go.
             if attr == SetAttr::default() {
-                let directory = shown.client.record(ino)?.attr.kind == Kind::Directory;
+                let directory = client.record(ino)?.attr.kind == Kind::Directory;
                 attr.kill_privileges = !directory;
             }
-            shown.client.set_attr(ino, attr, by)
+            client.set_attr(ino, attr, by)
         };
-        self.wait(request, reply, ask, Shown::answer_attributes);
+        self.wait(request, [node], reply, ask, Shown::answer_attributes);
     }
 
     pub(super) fn make(
@@ -84,9 +89,11 @@ impl VolumeFs {
         new: &NewNode,
         reply: Reply<Lookup>,
     ) {
-        let (dir, by, name, inode) = (ino(parent), caller(request), name.to_vec(), new_inode(new));
-        let ask = move |shown: &Shown| shown.client.make(dir, &name, inode, by);
-        self.wait(request, reply, ask, Shown::answer_lookup);
+        let (by, name, inode) = (caller(request), name.to_vec(), new_inode(new));
+        let ask = move |_: &Shown, client: &Arc<Client>| {
+            Ok(Found::new(client.make(ino(parent), &name, inode, by)?, client))
+        };
+        self.wait(request, [parent], reply, ask, Shown::answer_made);
     }
 
     pub(super) fn create_file(
@@ -102,16 +109,16 @@ impl VolumeFs {
             mode: new_inode(new).mode & 0o7777 | FileType::RegularFile.as_raw_mode() as u16,
             ..new_inode(new)
         };
-        let ask = move |shown: &Shown| match shown.client.make(dir, &name, inode, by) {
+        let ask = move |_: &Shown, client: &Arc<Client>| match client.make(dir, &name, inode, by) {
             // Somebody else was quicker. Looked up once more it is opened as what it is, with its
             // permissions checked, which the kernel does not do for what it takes for new.
             Err(error) if is_exists(&error) && !how.flags.contains(OFlags::EXCL) => {
                 Err(Error::Stale("a name that was free".into()))
             }
-            made => made,
+            made => Ok(Found::new(made?, client)),
         };
-        self.wait(request, reply, ask, |shown, made: Result<InodeRecord>, reply| {
-            match made.and_then(|record| shown.entry(&record)) {
+        self.wait(request, [parent], reply, ask, |shown, made: Result<Found>, reply| {
+            match made.and_then(|made| behind_change(shown.entry(&made))) {
                 Ok(entry) => reply.created(&entry, WRITES, shown.open_cache()),
                 Err(error) => reply.error(errno(&error)),
             }
@@ -130,12 +137,11 @@ impl VolumeFs {
             mode: new_inode(new).mode & 0o7777 | FileType::RegularFile.as_raw_mode() as u16,
             ..new_inode(new)
         };
-        let ask = move |shown: &Shown| shown.client.make_nameless(dir, inode, by);
-        self.wait(request, reply, ask, |shown, made: Result<InodeRecord>, reply| match made {
-            Ok(record) => {
-                shown.known.adopt(record.attr.ino);
-                reply.created(&shown.plain_entry(&record), WRITES, shown.open_cache());
-            }
+        let ask = move |_: &Shown, client: &Arc<Client>| {
+            Ok(Found::new(client.make_nameless(dir, inode, by)?, client))
+        };
+        self.wait(request, [parent], reply, ask, |shown, made: Result<Found>, reply| match made {
+            Ok(made) => reply.created(&shown.adopt(&made), WRITES, shown.open_cache()),
             Err(error) => reply.error(errno(&error)),
         });
     }
@@ -145,8 +151,10 @@ impl VolumeFs {
             return reply.error(Errno::PERM);
         }
         let range = *range;
-        let ask = move |shown: &Shown| shown.client.trim(range.start, range.len, range.min_len);
-        self.wait(request, reply, ask, move |_, trimmed, reply| match trimmed {
+        let ask = move |_: &Shown, client: &Arc<Client>| {
+            client.trim(range.start, range.len, range.min_len)
+        };
+        self.wait(request, [], reply, ask, move |_, trimmed, reply| match trimmed {
             Ok(len) => reply.trimmed(&range, len),
             Err(error) => reply.error(errno(&error)),
         });
@@ -167,15 +175,14 @@ impl VolumeFs {
             kill_privileges: range.kill_privileges,
             privileged: caller(request).privileged,
         };
-        let shown = std::sync::Arc::clone(&self.shown);
-        let write = move |reply: Reply<Written>| match shown.client.write(
-            ino,
-            offset,
-            reply.data(),
-            options,
-        ) {
-            Ok(written) => reply.written(written.len as u32),
-            Err(error) => reply.error(errno(&error)),
+        let shown = Arc::clone(&self.shown);
+        let write = move |reply: Reply<Written>| {
+            let write =
+                |_: &Shown, client: &Arc<Client>| client.write(ino, offset, reply.data(), options);
+            match shown.ask(&[node], write) {
+                Ok(written) => reply.written(written.len as u32),
+                Err(error) => reply.error(errno(&error)),
+            }
         };
         match self.waits.get() {
             // The data are with the reply: whoever is killed waits for the write, as on a disk.
@@ -201,19 +208,21 @@ impl VolumeFs {
         }
         let (ino, by) = (ino(node), caller(request));
         let (name, value) = (name.to_vec(), value.to_vec());
-        let ask = move |shown: &Shown| {
-            let client = &shown.client;
+        let ask = move |_: &Shown, client: &Arc<Client>| {
             client.set_xattr(ino, &name, &value, flags.bits(), by)?;
-            if kill_sgid {
-                let mode = client.record(ino)?.attr.mode;
-                if mode & SET_GROUP_ID != 0 {
-                    let mode = Some(mode & 0o7777 & !SET_GROUP_ID);
-                    client.set_attr(ino, SetAttr { mode, ..SetAttr::default() }, by)?;
-                }
+            if !kill_sgid {
+                return Ok(());
             }
-            Ok(())
+            let kill = |mode: u16| {
+                let mode = Some(mode & 0o7777 & !SET_GROUP_ID);
+                client.set_attr(ino, SetAttr { mode, ..SetAttr::default() }, by).map(drop)
+            };
+            behind_change(match client.record(ino) {
+                Ok(record) if record.attr.mode & SET_GROUP_ID != 0 => kill(record.attr.mode),
+                found => found.map(drop),
+            })
         };
-        self.wait(request, reply, ask, done);
+        self.wait(request, [node], reply, ask, done);
     }
 }
 

@@ -1,147 +1,201 @@
 //! Inodes that the kernel knows, which must stay while it does, whatever happens to their names.
+//!
+//! They are held at one incarnation of the volume's owner. With it the holds go, and a number that
+//! was held may become another inode's: before a node is used at the next incarnation it is held
+//! there, as the inode of its generation, or not used any more.
 
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::thread::JoinHandle;
 
-use crossbeam::channel::{Sender, unbounded};
 use parking_lot::Mutex;
 
-use crate::Result;
+use super::shown::{generation, ino};
 use crate::client::Client;
-use crate::id::Ino;
+use crate::mount::NodeId;
+use crate::{Error, Result};
 
 /// How often the kernel looked up each inode, and which of them are held at the owner.
 #[derive(Default)]
 pub(super) struct Known {
-    inodes: Mutex<HashMap<Ino, Inode>>,
+    nodes: Mutex<HashMap<NodeId, Node>>,
 }
 
 #[derive(Clone, Copy, Default)]
-struct Inode {
+struct Node {
     lookups: u64,
-    held: bool,
+    held: Held,
     /// Where the owner's errors of writebacks begin that nobody here has been told.
     errors: u64,
 }
 
+/// Whether an inode is held: at which incarnation ([`Client::incarnation`]).
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+enum Held {
+    #[default]
+    No,
+    At(u64),
+    /// Not any more: the number is another's there, or nobody's.
+    Lost(u64),
+}
+
 impl Known {
     /// The kernel gets to know an inode, once more.
-    pub(super) fn count(&self, ino: Ino) {
-        self.inodes.lock().entry(ino).or_default().lookups += 1;
+    pub(super) fn count(&self, node: NodeId) {
+        self.nodes.lock().entry(node).or_default().lookups += 1;
     }
 
-    /// Whether it is held.
-    pub(super) fn is_held(&self, ino: Ino) -> bool {
-        self.inodes.lock().get(&ino).is_some_and(|inode| inode.held)
+    /// The same if the inode is held; says whether it is.
+    pub(super) fn count_held(&self, client: &Client, node: NodeId) -> bool {
+        let held = Held::At(client.incarnation());
+        match self.nodes.lock().get_mut(&node) {
+            Some(known) if known.held == held => {
+                known.lookups += 1;
+                true
+            }
+            _ => false,
+        }
     }
 
     /// The same where others may remove it at any time: it is held from the first look-up on.
-    pub(super) fn hold_and_count(&self, client: &Client, ino: Ino) -> Result<()> {
-        self.hold(client, ino)?;
-        self.count(ino);
+    pub(super) fn hold_and_count(&self, client: &Client, node: NodeId) -> Result<()> {
+        self.hold(client, node)?;
+        self.count(node);
         Ok(())
     }
 
     /// The kernel gets to know an inode that is new and held already.
-    pub(super) fn adopt(&self, ino: Ino) {
-        let mut inodes = self.inodes.lock();
-        let inode = inodes.entry(ino).or_default();
-        inode.lookups += 1;
-        inode.held = true;
+    pub(super) fn adopt(&self, client: &Client, node: NodeId) {
+        let mut nodes = self.nodes.lock();
+        let known = nodes.entry(node).or_default();
+        known.lookups += 1;
+        known.held = Held::At(client.incarnation());
     }
 
     /// Holds an inode, unless it is held already: it stays until the kernel has forgotten it.
-    pub(super) fn hold(&self, client: &Client, ino: Ino) -> Result<()> {
-        if self.is_held(ino) {
+    pub(super) fn hold(&self, client: &Client, node: NodeId) -> Result<()> {
+        let held = self.nodes.lock().get(&node).map_or(Held::No, |known| known.held);
+        if held == Held::At(client.incarnation()) {
             return Ok(());
         }
-        let errors = client.hold(ino)?;
-        let again = {
-            let mut inodes = self.inodes.lock();
-            let inode = inodes.entry(ino).or_default();
-            if !inode.held {
-                inode.errors = errors;
-            }
-            std::mem::replace(&mut inode.held, true)
-        };
-        // Two did at the same time.
-        if again { client.let_go(ino, 1) } else { Ok(()) }
+        let errors = hold_at(client, node)?;
+        self.held(client, node, true, errors)
     }
 
-    /// The kernel forgets some look-ups. Whether the owner is to let the inode go now.
-    pub(super) fn forget(&self, ino: Ino, lookups: u64) -> bool {
-        let mut inodes = self.inodes.lock();
-        let Some(inode) = inodes.get_mut(&ino) else { return false };
-        inode.lookups = inode.lookups.saturating_sub(lookups);
-        if inode.lookups > 0 {
-            return false;
+    /// Before nodes that the kernel knows are used at the present incarnation of the owner: each is
+    /// held there. Who is known to nobody here is the root, or asked for by its generation.
+    pub(super) fn settle(&self, client: &Client, nodes: &[NodeId]) -> Result<()> {
+        nodes.iter().try_for_each(|&node| self.renew(client, node))
+    }
+
+    /// Whether that is so already.
+    pub(super) fn are_settled(&self, client: &Client, nodes: &[NodeId]) -> bool {
+        let held = Held::At(client.incarnation());
+        let known = self.nodes.lock();
+        nodes.iter().all(|node| known.get(node).is_none_or(|node| node.held == held))
+    }
+
+    /// The nodes that are held at another incarnation than the client's.
+    pub(super) fn unsettled(&self, client: &Client) -> Vec<NodeId> {
+        let now = client.incarnation();
+        let nodes = self.nodes.lock();
+        let old = |node: &Node| matches!(node.held, Held::At(at) | Held::Lost(at) if at != now);
+        nodes.iter().filter(|(_, node)| old(node)).map(|(&node, _)| node).collect()
+    }
+
+    /// Holds an inode again that is held at an earlier incarnation.
+    pub(super) fn renew(&self, client: &Client, node: NodeId) -> Result<()> {
+        let now = client.incarnation();
+        match self.nodes.lock().get(&node).map(|known| known.held) {
+            None => return Ok(()),
+            Some(Held::At(at)) if at == now => return Ok(()),
+            Some(Held::Lost(at)) if at == now => return Err(lost(node)),
+            Some(_) => {}
         }
-        inodes.remove(&ino).is_some_and(|inode| inode.held)
+        match hold_at(client, node) {
+            Ok(errors) => self.held(client, node, false, errors),
+            Err(error) if is_stale(&error) => {
+                if let Some(known) = self.nodes.lock().get_mut(&node) {
+                    known.held = Held::Lost(now);
+                }
+                Err(lost(node))
+            }
+            Err(error) => Err(error),
+        }
     }
 
-    /// The kernel has forgotten everything; returns what was held.
-    pub(super) fn forget_all(&self) -> Vec<Ino> {
-        let inodes = std::mem::take(&mut *self.inodes.lock());
-        inodes.into_iter().filter(|(_, inode)| inode.held).map(|(ino, _)| ino).collect()
+    /// Notes a hold, `new` of what the kernel need not know yet.
+    fn held(&self, client: &Client, node: NodeId, new: bool, errors: u64) -> Result<()> {
+        let held = Held::At(client.incarnation());
+        {
+            let mut nodes = self.nodes.lock();
+            let known = match new {
+                true => Some(nodes.entry(node).or_default()),
+                false => nodes.get_mut(&node),
+            };
+            if let Some(known) = known.filter(|known| known.held != held) {
+                (known.held, known.errors) = (held, errors);
+                return Ok(());
+            }
+        }
+        // Two did at the same time, or the kernel has forgotten it meanwhile.
+        client.let_go(ino(node), 1)
+    }
+
+    /// At which incarnation an inode is held, if at any.
+    pub(super) fn held_at(&self, node: NodeId) -> Option<u64> {
+        self.nodes.lock().get(&node).and_then(|known| known.held.at())
+    }
+
+    /// The kernel forgets some look-ups. The incarnation that is to let the inode go now.
+    pub(super) fn forget(&self, node: NodeId, lookups: u64) -> Option<u64> {
+        let mut nodes = self.nodes.lock();
+        let known = nodes.get_mut(&node)?;
+        known.lookups = known.lookups.saturating_sub(lookups);
+        if known.lookups > 0 {
+            return None;
+        }
+        nodes.remove(&node).and_then(|known| known.held.at())
+    }
+
+    /// The kernel has forgotten everything; returns what was held, and where.
+    pub(super) fn forget_all(&self) -> Vec<(NodeId, u64)> {
+        let nodes = std::mem::take(&mut *self.nodes.lock());
+        nodes.into_iter().filter_map(|(node, known)| Some((node, known.held.at()?))).collect()
     }
 
     /// Makes a file durable and tells of errors that writebacks of it had, each once.
-    pub(super) fn sync(&self, client: &Client, ino: Ino, data_only: bool) -> Result<()> {
-        self.hold(client, ino)?;
-        let errors = |inodes: &HashMap<Ino, Inode>| inodes.get(&ino).map_or(0, |it| it.errors);
-        let mut seen = errors(&self.inodes.lock());
-        let result = client.sync(ino, data_only, &mut seen);
-        if let Some(inode) = self.inodes.lock().get_mut(&ino) {
-            inode.errors = inode.errors.max(seen);
+    pub(super) fn sync(&self, client: &Client, node: NodeId, data_only: bool) -> Result<()> {
+        self.hold(client, node)?;
+        let errors = || self.nodes.lock().get(&node).map_or(0, |it| it.errors);
+        let mut seen = errors();
+        let result = client.sync(ino(node), data_only, &mut seen);
+        if let Some(known) = self.nodes.lock().get_mut(&node) {
+            known.errors = known.errors.max(seen);
         }
         result
     }
 }
 
-/// What is done behind a request.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Work {
-    /// An inode is not known any more.
-    LetGo(Ino),
-    /// A file that was open for writing was closed.
-    Close(Ino),
-}
-
-impl Work {
-    pub(super) fn run(self, client: &Client) {
-        // An owner that is gone has let everything go; the errors of a file that nobody has open
-        // any more have nobody to be told to.
-        let _ = match self {
-            Self::LetGo(ino) => client.let_go(ino, 1),
-            Self::Close(ino) => client.close(ino),
-        };
+impl Held {
+    fn at(self) -> Option<u64> {
+        match self {
+            Self::At(at) => Some(at),
+            Self::No | Self::Lost(_) => None,
+        }
     }
 }
 
-/// The thread that does it, one after the other.
-pub(super) struct Later {
-    work: Sender<Work>,
-    thread: JoinHandle<()>,
+fn hold_at(client: &Client, node: NodeId) -> Result<u64> {
+    match node {
+        // Its number is nobody else's.
+        NodeId::ROOT => client.hold(ino(node)),
+        _ => client.hold_known(ino(node), generation(node)),
+    }
 }
 
-impl Later {
-    pub(super) fn start(client: Arc<Client>) -> std::io::Result<Self> {
-        let (work, queue) = unbounded();
-        let run = move || queue.into_iter().for_each(|work: Work| work.run(&client));
-        let thread = std::thread::Builder::new().name("fuse-later".into()).spawn(run)?;
-        Ok(Self { work, thread })
-    }
+fn lost(node: NodeId) -> Error {
+    Error::Stale(format!("{} of generation {}", ino(node), generation(node)))
+}
 
-    pub(super) fn push(&self, work: Work) {
-        // The thread ends when this is dropped, not before.
-        let _ = self.work.send(work);
-    }
-
-    /// Waits until everything is done.
-    pub(super) fn finish(self) {
-        drop(self.work);
-        // A panic has been reported by the hook.
-        let _ = self.thread.join();
-    }
+fn is_stale(error: &Error) -> bool {
+    error.errno() == rustix::io::Errno::STALE.raw_os_error() && !matches!(error, Error::Moved)
 }

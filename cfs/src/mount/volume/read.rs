@@ -22,29 +22,37 @@ impl VolumeFs {
         reply: Reply<Data>,
     ) {
         let ino = ino(node);
-        let file = self.shown.client.file(ino);
-        let record = self.shown.client.cached_record(ino);
-        let due = !range.no_atime
-            && record.as_ref().is_some_and(|record| self.shown.is_access_due(record));
-        let cached = record.filter(|_| !due).and_then(|record| {
-            let get = |page, _| Ok(file.cached_ref(page));
-            pages(range, record.attr.size, get).ok().flatten()
-        });
-        if let Some(pages) = cached {
-            return answer_pages(&pages, reply);
+        if let Some(client) = self.shown.at_once(&[node]) {
+            let file = client.file(ino);
+            let record = client.cached_record(ino);
+            let due = !range.no_atime
+                && record.as_ref().is_some_and(|record| self.shown.is_access_due(record));
+            let cached = record.filter(|_| !due).and_then(|record| {
+                let get = |page, _| Ok(file.cached_ref(page));
+                pages(range, record.attr.size, get).ok().flatten()
+            });
+            if let Some(pages) = cached {
+                return answer_pages(&pages, reply);
+            }
         }
         let shown = Arc::clone(&self.shown);
         let read = move |take: &mut dyn FnMut() -> Option<Reply<Data>>| {
-            if !range.no_atime {
-                shown.accessed(ino);
-            }
-            let client = &shown.client;
-            let file = client.file(ino);
-            let found = read_pages(client, &file, ino, range);
-            match (found, take()) {
-                (Ok(pages), Some(reply)) => answer_pages(&pages, reply),
-                (Err(error), Some(reply)) => reply.error(errno(&error)),
-                (_, None) => {}
+            // Pages are pinned through their file: they are handed on before it goes.
+            let taken = shown.ask(&[node], |shown, client| {
+                if !range.no_atime {
+                    shown.accessed(client, ino);
+                }
+                let file = client.file(ino);
+                let pages = read_pages(client, &file, ino, range)?;
+                if let Some(reply) = take() {
+                    answer_pages(&pages, reply);
+                }
+                Ok(())
+            });
+            if let Err(error) = taken
+                && let Some(reply) = take()
+            {
+                reply.error(errno(&error));
             }
         };
         match self.waits.get() {

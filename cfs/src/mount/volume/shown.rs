@@ -3,13 +3,14 @@
 use rustix::fs::FileType;
 use rustix::io::Errno;
 
-use crate::Error;
 use crate::cache::InodeRecord;
 use crate::client;
 use crate::disk::inode::{InodeFlags, Kind};
 use crate::disk::time::Timestamp;
+use crate::engine;
 use crate::id::Ino;
 use crate::mount::{Attr, DirEntry, FileFlags, NodeId, Statx, Time};
+use crate::{Error, Result};
 
 /// `STATX_ATTR_*` of the kernel's interface that ext4 reports, with the inode flags they show.
 const STATX_FLAGS: [(InodeFlags, u64); 6] = [
@@ -35,19 +36,32 @@ pub(super) fn dir_entry(entry: &client::DirEntry) -> DirEntry<'_> {
     }
 }
 
-/// The kernel calls the root 1; on an ext volume 1 is never shown, and the root is 2.
+/// The inode that a node is, whose number it has in its lower half. The kernel calls the root 1; on
+/// an ext volume 1 is never shown, and the root is 2.
 pub(super) fn ino(node: NodeId) -> Ino {
     match node {
         NodeId::ROOT => Ino::ROOT,
-        NodeId(node) => Ino(u32::try_from(node).unwrap_or(0)),
+        NodeId(node) => Ino(node as u32),
     }
 }
 
-pub(super) fn node(ino: Ino) -> NodeId {
-    match ino {
+/// Which use of its number an inode is; zero for the root, whose number has one.
+pub(super) fn generation(node: NodeId) -> u32 {
+    (node.0 >> 32) as u32
+}
+
+/// The node that an inode is: another use of its number is another node, so that the kernel, and
+/// what is counted for it, cannot take one for the other.
+pub(super) fn node(attr: &engine::Attr) -> NodeId {
+    match attr.ino {
         Ino::ROOT => NodeId::ROOT,
-        Ino(ino) => NodeId(u64::from(ino)),
+        Ino(ino) => NodeId(u64::from(ino) | u64::from(attr.generation) << 32),
     }
+}
+
+/// What is published of a node, unless its number is another inode's by now.
+pub(super) fn check(asked: NodeId, record: InodeRecord) -> Result<InodeRecord> {
+    if node(&record.attr) == asked { Ok(record) } else { Err(Error::Stale(ino(asked).to_string())) }
 }
 
 /// What ext4 answers to names that no attribute can have.

@@ -8,7 +8,7 @@ use super::*;
 use crate::Caller;
 use crate::disk::inode::InodeFlags;
 use crate::engine::store::layer::RecordSource;
-use crate::journal::recover;
+use crate::journal::{recover, take_over};
 
 const KINDS: &[(&str, &[&str])] = &[
     ("ext4", &["-t", "ext4", "-b", "1024", "-J", "size=1"]),
@@ -48,6 +48,7 @@ fn work(writer: &Arc<Writer>) {
 struct Seen {
     removed: u32,
     cut: u32,
+    kept: u32,
     crashes: u32,
 }
 
@@ -65,6 +66,8 @@ fn check(name: &str, base: &[u8], events: &[Event], crash: usize, part: u64, see
             change.apply(&mut image, 0..change.sectors());
         }
     }
+    println!("{name}: power fails after event {crash}, {part}");
+    check_taken_over(image.clone(), seen);
     let source: Arc<dyn BlockSource> = Arc::new(MemSource::new(image));
     let report = recover(&source)
         .unwrap_or_else(|error| panic!("{name}: power fails after event {crash}, {part}: {error}"));
@@ -76,8 +79,34 @@ fn check(name: &str, base: &[u8], events: &[Event], crash: usize, part: u64, see
     seen.crashes += 1;
     let mut bytes = vec![0; source.size() as usize];
     source.read_at(0, &mut bytes).unwrap();
-    println!("{name}: power fails after event {crash}, {part}");
     assert_clean(&bytes);
+}
+
+/// The same where the volume is taken over: inodes without names are there for who had them open.
+fn check_taken_over(image: Vec<u8>, seen: &mut Seen) {
+    let memory = Memory::new(image);
+    let source: Arc<dyn BlockSource> = memory.0.clone();
+    let report = take_over(&source).unwrap();
+    let kept = report.map_or(0, |report| report.orphans.kept);
+    // The successor may be cut short as well.
+    assert_eq!(take_over(&source).unwrap(), None);
+    let writer = memory.writer();
+    let cells = writer.take_kept();
+    assert_eq!(cells.len(), kept as usize);
+    for (at, cell) in cells.iter().enumerate() {
+        assert_eq!((cell.read().inode.links, cell.holds()), (0, 1));
+        cell.hold(1);
+        writer.release(cell, 1).unwrap();
+        assert!(!cell.read().gone, "somebody has it open");
+        // Others go when the volume is closed.
+        if at % 2 == 0 {
+            writer.release(cell, 1).unwrap();
+            assert!(cell.read().gone);
+        }
+    }
+    writer.stop().unwrap();
+    assert_clean(&memory.bytes());
+    seen.kept += kept;
 }
 
 /// Records what is done to a volume from the last event of `prepare` on.
@@ -114,9 +143,9 @@ fn power_may_fail_at_every_flush() {
             check(name, &base, &events, at, number as u64 % 3, &mut seen);
             check(name, &base, &events, at + 1, 0, &mut seen);
         }
-        let Seen { removed, cut, crashes } = seen;
-        println!("{name}: {crashes} crashes, {removed} inodes removed, {cut} cut");
-        assert!(removed > 0);
+        let Seen { removed, cut, kept, crashes } = seen;
+        println!("{name}: {crashes} crashes, {removed} inodes removed, {kept} kept, {cut} cut");
+        assert!(removed > 0 && kept > 0);
     }
 }
 
