@@ -29,7 +29,7 @@ use crate::cache::InodeRecord;
 use crate::change::Change;
 use crate::client::{self, Client};
 pub use access::Times;
-use change::{WRITES, caller, done};
+use change::{caller, done};
 use entry::Found;
 use known::Known;
 use later::{Later, Work};
@@ -384,12 +384,12 @@ impl Filesystem for VolumeFs {
         self.open_file(request, node, how, reply);
     }
 
+    fn flush(&self, request: &Request, node: NodeId, handle: Handle, reply: Reply<Done>) {
+        self.close_descriptor(request, node, handle, reply);
+    }
+
     fn release(&self, node: NodeId, handle: Handle) {
-        if handle == WRITES
-            && let Some(at) = self.shown.held_at(node)
-        {
-            self.later(Work::Close(node, at));
-        }
+        self.close_file(node, handle);
     }
 
     fn opendir(&self, _: &Request, _: NodeId, reply: Reply<Opened>) {

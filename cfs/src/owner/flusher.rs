@@ -35,8 +35,6 @@ pub(super) struct Flusher {
 
 #[derive(Default)]
 struct State {
-    /// Files to be written soon, whatever their age.
-    soon: Vec<Arc<File>>,
     /// Files that are being written, of which pages before that one are to be written back.
     behind: VecDeque<(Arc<File>, u64)>,
     stop: bool,
@@ -92,12 +90,6 @@ impl Flusher {
         }
     }
 
-    /// Has a file written soon.
-    pub(super) fn soon(&self, file: Arc<File>) {
-        self.state.lock().soon.push(file);
-        self.work.notify_one();
-    }
-
     /// Has pages of a file that come before `end` written: one batch of them.
     pub(super) fn behind(&self, file: Arc<File>, end: u64) {
         self.state.lock().behind.push_back((file, end));
@@ -120,10 +112,9 @@ impl Flusher {
 
 /// One round of a thread; false when it is to end.
 fn once(flusher: &Flusher, owner: &Weak<Owner>) -> bool {
-    let (soon, behind, pressed) = {
+    let (behind, pressed) = {
         let mut state = flusher.state.lock();
-        let idle = state.soon.is_empty() && state.behind.is_empty();
-        if !state.stop && idle && !flusher.hurry.load(Ordering::Relaxed) {
+        if !state.stop && state.behind.is_empty() && !flusher.hurry.load(Ordering::Relaxed) {
             flusher.work.wait_for(&mut state, LOOK);
         }
         if state.stop {
@@ -131,15 +122,11 @@ fn once(flusher: &Flusher, owner: &Weak<Owner>) -> bool {
         }
         let pressed = flusher.hurry.swap(false, Ordering::Relaxed);
         // One at a time: the next is another thread's.
-        (std::mem::take(&mut state.soon), state.behind.pop_front(), pressed)
+        (state.behind.pop_front(), pressed)
     };
     let Some(owner) = owner.upgrade() else { return false };
     if let Some((file, end)) = behind {
         owner.flush_some(&file, 0..end);
-        owner.files.put(file);
-    }
-    for file in soon {
-        owner.flush_file(&file);
         owner.files.put(file);
     }
     owner.note_problems();

@@ -7,6 +7,7 @@ use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 
 use super::entry::Found;
+use super::later::Work;
 use super::present::behind_change;
 use super::shown::{attribute_name, errno, ino};
 use super::{Sharing, Shown, VolumeFs};
@@ -52,6 +53,7 @@ impl VolumeFs {
             let record = client.record(ino)?;
             let handle = may_open(&record, how)?;
             if how.flags.contains(OFlags::TRUNC) {
+                shown.known.cut(node);
                 let kill_privileges = how.kill_privileges;
                 let empty = SetAttr { size: Some(0), kill_privileges, ..SetAttr::default() };
                 client.set_attr(ino, empty, by)?;
@@ -70,11 +72,14 @@ impl VolumeFs {
         reply: Reply<Attributes>,
     ) {
         let (ino, by, mut attr) = (ino(node), caller(request), set_attr(changes));
-        let ask = move |_: &Shown, client: &Arc<Client>| {
+        let ask = move |shown: &Shown, client: &Arc<Client>| {
             // Nothing to set is what a change of owner to no other comes to: privileges go.
             if attr == SetAttr::default() {
                 let directory = client.record(ino)?.attr.kind == Kind::Directory;
                 attr.kill_privileges = !directory;
+            }
+            if attr.size == Some(0) {
+                shown.known.cut(node);
             }
             client.set_attr(ino, attr, by)
         };
@@ -119,7 +124,7 @@ impl VolumeFs {
         };
         self.wait(request, [parent], reply, ask, |shown, made: Result<Found>, reply| {
             match made.and_then(|made| behind_change(shown.entry(&made))) {
-                Ok(entry) => reply.created(&entry, WRITES, shown.open_cache()),
+                Ok(entry) => reply.created(&entry, WRITES, shown.created_cache()),
                 Err(error) => reply.error(errno(&error)),
             }
         });
@@ -141,9 +146,43 @@ impl VolumeFs {
             Ok(Found::new(client.make_nameless(dir, inode, by)?, client))
         };
         self.wait(request, [parent], reply, ask, |shown, made: Result<Found>, reply| match made {
-            Ok(made) => reply.created(&shown.adopt(&made), WRITES, shown.open_cache()),
+            Ok(made) => reply.created(&shown.adopt(&made), WRITES, shown.created_cache()),
             Err(error) => reply.error(errno(&error)),
         });
+    }
+
+    /// close(2) waits for the answer, as it does for no RELEASE: what replaces old contents is
+    /// written when it returns.
+    pub(super) fn close_descriptor(
+        &self,
+        request: &Request,
+        node: NodeId,
+        handle: Handle,
+        reply: Reply<Done>,
+    ) {
+        if !self.shown.is_writable() {
+            return reply.unsupported();
+        }
+        if handle != WRITES || !self.shown.known.is_cut(node) {
+            return reply.done();
+        }
+        // It may be one of several: a shell closes one before its program writes to the other.
+        let ask = move |_: &Shown, client: &Arc<Client>| client.close_one(ino(node), false);
+        self.wait(request, [node], reply, ask, done);
+    }
+
+    /// The last descriptor was closed, and the last mapping has gone.
+    pub(super) fn close_file(&self, node: NodeId, handle: Handle) {
+        if handle != WRITES {
+            return;
+        }
+        let cut = self.shown.known.take_cut(node);
+        let Some(at) = self.shown.held_at(node) else { return };
+        match Work::Close(node, at) {
+            // The owner is here, and has nothing to write.
+            work if self.shown.sharing == Sharing::Alone && !cut => work.run(&self.shown),
+            work => self.later(work),
+        }
     }
 
     pub(super) fn trim_range(&self, request: &Request, range: &TrimRange, reply: Reply<Trimmed>) {
@@ -241,6 +280,12 @@ impl Shown {
             Sharing::ReadOnly | Sharing::Alone => OpenCache::KEEP_CACHE,
         }
     }
+
+    /// The same of one that is new: it has no old contents that could be replaced, so nobody waits
+    /// when it is closed.
+    fn created_cache(&self) -> OpenCache {
+        self.open_cache() | OpenCache::NO_FLUSH
+    }
 }
 
 /// What a file allows that permissions do not tell.
@@ -260,8 +305,11 @@ fn may_open(record: &InodeRecord, how: Opening) -> Result<Handle> {
 
 fn answer_open(shown: &Shown, opened: Result<(Handle, bool)>, reply: Reply<Opened>) {
     match opened {
-        Ok((handle, true)) => reply.opened(handle, OpenCache::empty()),
-        Ok((handle, false)) => reply.opened(handle, shown.open_cache()),
+        Ok((handle, reads)) => {
+            let mut cache = if reads { OpenCache::empty() } else { shown.open_cache() };
+            cache.set(OpenCache::NO_FLUSH, handle != WRITES);
+            reply.opened(handle, cache);
+        }
         Err(error) => reply.error(errno(&error)),
     }
 }

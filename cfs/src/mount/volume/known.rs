@@ -23,6 +23,8 @@ pub(super) struct Known {
 struct Node {
     lookups: u64,
     held: Held,
+    /// It was cut to nothing, and whoever did that has it open perhaps.
+    cut: bool,
     /// Where the owner's errors of writebacks begin that nobody here has been told.
     errors: u64,
 }
@@ -78,6 +80,23 @@ impl Known {
         }
         let errors = hold_at(client, node)?;
         self.held(client, node, true, errors)
+    }
+
+    /// An inode is about to be cut to nothing.
+    pub(super) fn cut(&self, node: NodeId) {
+        if let Some(known) = self.nodes.lock().get_mut(&node) {
+            known.cut = true;
+        }
+    }
+
+    /// Whether it was, since somebody closed it for good.
+    pub(super) fn is_cut(&self, node: NodeId) -> bool {
+        self.nodes.lock().get(&node).is_some_and(|known| known.cut)
+    }
+
+    /// The same when somebody does now.
+    pub(super) fn take_cut(&self, node: NodeId) -> bool {
+        self.nodes.lock().get_mut(&node).is_some_and(|known| std::mem::take(&mut known.cut))
     }
 
     /// Before nodes that the kernel knows are used at the present incarnation of the owner: each is
