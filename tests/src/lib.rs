@@ -16,3 +16,4 @@ pub mod program;
 pub mod storm;
 pub mod suites;
 pub mod uring;
+pub mod world;

@@ -75,7 +75,9 @@ impl OurMount {
         loop {
             if let Some(status) = server.try_wait()? {
                 unmounted?;
-                ensure!(status.success(), "the server of {}: {status}", self.dir.display());
+                let said = std::fs::read_to_string(self.dir.with_extension("log"));
+                let (dir, said) = (self.dir.display(), said.unwrap_or_default());
+                ensure!(status.success(), "the server of {dir}: {status}: {said}");
                 return Ok(());
             }
             if Instant::now() > deadline {

@@ -2,11 +2,14 @@
 
 #![forbid(unsafe_code)]
 
+use std::fs::{File, OpenOptions};
+use std::io::Write;
 use std::path::Path;
+use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use proxydev::layer::Event;
-use tests::crash::check::{Checker, Counts, Effort, kept_image};
+use tests::crash::check::{Checker, Counts, Effort, kept_image, tree};
 use tests::crash::promise::History;
 use tests::crash::workload::{count, setup, workload};
 use tests::crash::{Recording, dirty_image, record};
@@ -17,6 +20,7 @@ use tests::opfuzz::model::Traits;
 use tests::opfuzz::op::Op;
 use tests::opfuzz::volumes::Mounter;
 use tests::program::ours;
+use tests::world::World;
 
 /// Kinds of volumes: arguments of mke2fs, bytes of a block, mebibytes.
 const KINDS: [(&str, u64, usize); 2] =
@@ -117,6 +121,83 @@ fn promises(name: &str, mounter: &Mounter, ways: Ways, strict: bool) -> Result<(
         println!("{kind}: {sum:?}");
         println!("ran: {} crashes in {} workloads on {name}", sum.states, all.len());
     }
+    Ok(())
+}
+
+/// Files that are replaced at a time: more than go to a disk while the last one is closed.
+const REPLACED: usize = 48;
+
+/// Replaces the contents of a file, in one of the ways that programs have.
+fn replace(path: &Path, way: usize, contents: &[u8]) -> Result<()> {
+    let mut writing = OpenOptions::new();
+    writing.write(true);
+    match way % 4 {
+        0 => std::fs::write(path, contents)?,
+        // With more than one descriptor: the last one counts, whichever that is.
+        1 => {
+            let mut file = File::create(path)?;
+            let mut other = file.try_clone()?;
+            drop(file.try_clone()?);
+            file.write_all(&contents[..1000])?;
+            drop(file);
+            other.write_all(&contents[1000..])?;
+        }
+        2 => {
+            let file = writing.open(path)?;
+            file.set_len(0)?;
+            (&file).write_all(contents)?;
+        }
+        // A shell opens the file and another program writes.
+        _ => {
+            let pipe = std::process::Stdio::piped();
+            let mut shell = Command::new("sh");
+            let command = shell.args(["-c", "cat > \"$0\"", tests::kernel::arg(path)]).stdin(pipe);
+            let mut cat = command.spawn()?;
+            cat.stdin.take().context("no pipe")?.write_all(contents)?;
+            ensure!(cat.wait()?.success(), "cat");
+        }
+    }
+    Ok(())
+}
+
+/// Contents that replace others are there as soon as anything later is, which nobody else waits for.
+#[test]
+fn closed_is_before_all_that_follows() -> Result<()> {
+    if let Some(why) = kernel::missing() {
+        println!("skipped: {why}");
+        return Ok(());
+    }
+    for (ours, options) in [(true, "commit=300"), (false, "commit=300,nodioread_nolock")] {
+        let mut world = World::new(ours, &["-t", "ext4"], options)?;
+        let name = |index: usize| format!("file-{index}");
+        let contents = |index: usize, round: u8| vec![round + 1; 3000 + 500 * index];
+        for index in 0..REPLACED {
+            let mut file = File::create(world.path(&name(index)))?;
+            file.write_all(&contents(index, 0))?;
+            file.sync_all()?;
+        }
+        let other = File::create(world.path("other"))?;
+        for round in 1..4 {
+            for index in 0..REPLACED {
+                replace(&world.path(&name(index)), index, &contents(index, round))?;
+            }
+            other.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(
+                0o600 + u32::from(round),
+            ))?;
+            other.sync_all()?;
+            let found = tree(std::fs::read(world.recovered()?)?)?;
+            for index in 0..REPLACED {
+                let bytes = &found.get(&name(index)).context("it has gone")?.bytes;
+                let whole = *bytes == contents(index, round);
+                let way = index % 4;
+                ensure!(whole, "ours: {ours}, round {round}, way {way}: {} bytes", bytes.len());
+            }
+        }
+        drop(other);
+        world.unmount()?;
+        kernel::assert_clean(&world.image)?;
+    }
+    println!("ran: {REPLACED} files replaced three times");
     Ok(())
 }
 

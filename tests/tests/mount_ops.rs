@@ -7,17 +7,15 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use cfs::engine::write::{AccessTimes, OnError, WriterOptions};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, Timespec, Timestamps};
 use rustix::io::Errno;
-use tests::kernel::{LoopMount, arg, assert_clean, missing, mke2fs, run};
-use tests::opfuzz::volumes::Mounted;
-use tests::ours::Ours;
+use tests::kernel::{arg, assert_clean, missing, run};
+use tests::world::World;
 
 fn skipped() -> bool {
     let why = missing();
@@ -25,88 +23,6 @@ fn skipped() -> bool {
         println!("skipped: {why}");
     }
     why.is_some()
-}
-
-/// An image, mounted by ours or by the kernel.
-struct World {
-    image: PathBuf,
-    mounted: Option<Box<dyn Mounted>>,
-    dir: tempfile::TempDir,
-}
-
-impl World {
-    fn new(ours: bool, arguments: &[&str], options: &str) -> Result<Self> {
-        let mut world = Self::unmounted(arguments)?;
-        world.mount(ours, options)?;
-        Ok(world)
-    }
-
-    fn unmounted(arguments: &[&str]) -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("ops-").tempdir_in("/dev/shm")?;
-        let image = dir.path().join("image");
-        mke2fs(&image, 64, arguments)?;
-        Ok(Self { image, mounted: None, dir })
-    }
-
-    fn mount(&mut self, ours: bool, options: &str) -> Result<()> {
-        let place = self.dir.path().join("mounted");
-        self.mounted = Some(if ours {
-            let mut writer = ways(options);
-            writer.journal.mount_point = Some(place.display().to_string());
-            Box::new(Ours::with(&self.image, &place, writer, 16 << 20)?)
-        } else {
-            Box::new(LoopMount::new(&self.image, &place, options)?)
-        });
-        Ok(())
-    }
-
-    fn root(&self) -> PathBuf {
-        self.dir.path().join("mounted")
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.root().join(name)
-    }
-
-    fn unmount(&mut self) -> Result<()> {
-        self.mounted.take().map_or(Ok(()), Mounted::unmount)
-    }
-
-    /// What a crash now would leave, recovered.
-    fn recovered(&self) -> Result<PathBuf> {
-        let copy = self.dir.path().join("crashed");
-        std::fs::copy(&self.image, &copy)?;
-        let output = Command::new("e2fsck").args(["-fy", arg(&copy)]).output()?;
-        let text = String::from_utf8_lossy(&output.stdout);
-        ensure!(matches!(output.status.code(), Some(0 | 1)), "{}: {text}", output.status);
-        Ok(copy)
-    }
-
-    /// Bytes that the image takes of its disk.
-    fn allocated(&self) -> Result<u64> {
-        Ok(self.image.metadata()?.blocks() * 512)
-    }
-}
-
-/// What options of these tests say.
-fn ways(options: &str) -> WriterOptions {
-    let mut ways = WriterOptions::default();
-    for option in options.split(',') {
-        match option {
-            "commit=300" => ways.journal.commit_interval = Duration::from_secs(300),
-            "noatime" => ways.access_times = AccessTimes::Never,
-            "strictatime" => ways.access_times = AccessTimes::Strict,
-            "nodiratime" => ways.no_dir_times = true,
-            "sync" => ways.sync = true,
-            "dirsync" => ways.dir_sync = true,
-            "discard" => ways.discard = true,
-            "errors=continue" => ways.on_error = Some(OnError::Continue),
-            "errors=remount-ro" => ways.on_error = Some(OnError::ReadOnly),
-            "" | "relatime" => {}
-            other => panic!("{other}: unknown here"),
-        }
-    }
-    ways
 }
 
 /// Does the same to both, whose answers must be the same and whose volumes sound.
@@ -434,7 +350,7 @@ fn the_superblock_says_what_the_kernels_says() -> Result<()> {
                 std::fs::write(world.path("file"), vec![1; 100_000])?;
                 File::open(world.path("file"))?.sync_all()?;
                 if arguments[1] != "ext2" {
-                    let copy = world.dir.path().join("used");
+                    let copy = world.beside("used");
                     std::fs::copy(&world.image, &copy)?;
                     found.push(superblock(&copy)?.into_iter().filter(journal).collect::<Vec<_>>());
                 }

@@ -214,10 +214,17 @@ impl Client {
     }
 
     /// A file that was open for writing is closed. If it had been truncated to nothing before it
-    /// was written, its new contents are on their way to the disk behind this.
+    /// was written, its new contents are on the disk behind this as far as they can be without a
+    /// commit: no later change is durable without them.
     pub fn close(&self, ino: Ino) -> Result<()> {
+        self.close_one(ino, true)
+    }
+
+    /// The same where others may have it open still, with `last` unset: what they write in place of
+    /// what was truncated is to be closed, too.
+    pub fn close_one(&self, ino: Ino, last: bool) -> Result<()> {
         let view = self.view_to_ask()?;
-        let args = [self.object, u64::from(ino.0), 0];
+        let args = [self.object, u64::from(ino.0), u64::from(!last)];
         self.ask_once(&view, kind::CLOSE, args, &[]).map(drop)
     }
 

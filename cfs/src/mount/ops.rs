@@ -199,7 +199,8 @@ pub trait Filesystem: Send + Sync + 'static {
         reply.unsupported();
     }
 
-    /// A descriptor is closed; after ENOSYS it is not told any more.
+    /// A descriptor is closed, and close(2) waits for the answer; others may lead to the same open
+    /// file. After ENOSYS it is not told any more.
     fn flush(&self, _request: &Request, _node: NodeId, _handle: Handle, reply: Reply<Done>) {
         reply.unsupported();
     }

@@ -64,6 +64,8 @@ bitflags::bitflags! {
         const KEEP_CACHE = 1 << 1;
         /// The listing of this directory is cached.
         const CACHE_DIR = 1 << 3;
+        /// Closing a descriptor is not told ([`super::Filesystem::flush`]), from Linux 5.16 on.
+        const NO_FLUSH = 1 << 5;
     }
 }
 

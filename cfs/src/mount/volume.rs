@@ -27,7 +27,7 @@ use crate::client::{self, Client};
 use crate::id::Ino;
 use crate::{Error, Result};
 pub use access::Times;
-use change::{WRITES, caller, done};
+use change::{caller, done};
 use known::{Known, Later, Work};
 use read::fitting;
 use shown::{attr, attribute_name, dir_entry, errno, file_flags, ino, node, statx};
@@ -403,10 +403,12 @@ impl Filesystem for VolumeFs {
         self.open_file(request, node, how, reply);
     }
 
+    fn flush(&self, request: &Request, node: NodeId, handle: Handle, reply: Reply<Done>) {
+        self.close_descriptor(request, node, handle, reply);
+    }
+
     fn release(&self, node: NodeId, handle: Handle) {
-        if handle == WRITES {
-            self.later(Work::Close(ino(node)));
-        }
+        self.close_file(node, handle);
     }
 
     fn opendir(&self, _: &Request, _: NodeId, reply: Reply<Opened>) {

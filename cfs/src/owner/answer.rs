@@ -105,7 +105,10 @@ impl Owner {
             }
             kind::HOLD => Ok(Answer::words(self.hold(ino, from)?, 0)),
             kind::LET_GO => self.let_go(ino, from, args[2]).map(|()| Answer::default()),
-            kind::CLOSE => self.close_file(ino).map(|()| Answer::default()),
+            kind::CLOSE => {
+                self.close_file(ino, args[2] == 0);
+                Ok(Answer::default())
+            }
             kind::LOOKUP => Answer::record(&self.lookup(ino, body)?),
             kind::GETATTR => Answer::record(&self.publish_inode(ino)?),
             kind::READ => {

@@ -30,7 +30,7 @@ pub(super) struct Pending {
     pub(super) dirty: BTreeMap<u64, PageRef>,
     /// The inode has times in memory that its table has not.
     pub(super) stale: bool,
-    /// The file was cut to nothing, to be written anew: that goes to disk when it is closed.
+    /// The file was cut to nothing, to be written anew: closing it waits until that is on disk.
     pub(super) replaced: bool,
     /// When there was something to write first.
     since: Option<Instant>,

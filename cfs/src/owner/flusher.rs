@@ -9,7 +9,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 
 use super::Owner;
-use super::dirty::{File, Limits};
+use super::dirty::Limits;
 use crate::{Error, Result};
 
 /// How long a page stays dirty when nothing else has it written.
@@ -24,7 +24,8 @@ const ROOM: Duration = Duration::from_millis(100);
 /// Keeps the threads going.
 pub(super) struct Flusher {
     pub(super) limits: Limits,
-    state: Mutex<State>,
+    /// The threads are to end.
+    stop: Mutex<bool>,
     work: Condvar,
     room: Condvar,
     /// Somebody waits for frames.
@@ -32,18 +33,11 @@ pub(super) struct Flusher {
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
-#[derive(Default)]
-struct State {
-    /// Files to be written soon, whatever their age.
-    soon: Vec<Arc<File>>,
-    stop: bool,
-}
-
 impl Flusher {
     pub(super) fn new(budget: usize) -> Self {
         Self {
             limits: Limits::of(budget),
-            state: Mutex::default(),
+            stop: Mutex::default(),
             work: Condvar::new(),
             room: Condvar::new(),
             hurry: AtomicBool::new(false),
@@ -67,7 +61,7 @@ impl Flusher {
 
     /// Has the threads end, behind what they are writing.
     pub(super) fn end(&self) {
-        self.state.lock().stop = true;
+        *self.stop.lock() = true;
         self.work.notify_all();
     }
 
@@ -84,15 +78,9 @@ impl Flusher {
     pub(super) fn hurry(&self) {
         if !self.hurry.swap(true, Ordering::Relaxed) {
             // With the lock, so that no thread is between its look and its sleep.
-            let _state = self.state.lock();
+            let _stop = self.stop.lock();
             self.work.notify_one();
         }
-    }
-
-    /// Has a file written soon.
-    pub(super) fn soon(&self, file: Arc<File>) {
-        self.state.lock().soon.push(file);
-        self.work.notify_one();
     }
 
     /// Pages have been written.
@@ -102,32 +90,27 @@ impl Flusher {
 
     /// Waits for a change of the number of dirty pages, for a short while.
     pub(super) fn wait_for_room(&self) {
-        let mut state = self.state.lock();
+        let mut stop = self.stop.lock();
         self.hurry.store(true, Ordering::Relaxed);
         self.work.notify_all();
-        self.room.wait_for(&mut state, ROOM);
+        self.room.wait_for(&mut stop, ROOM);
     }
 }
 
 /// One round of a thread; false when it is to end.
 fn once(flusher: &Flusher, owner: &Weak<Owner>) -> bool {
-    let (soon, pressed) = {
-        let mut state = flusher.state.lock();
-        if !state.stop && state.soon.is_empty() && !flusher.hurry.load(Ordering::Relaxed) {
-            flusher.work.wait_for(&mut state, LOOK);
+    {
+        let mut stop = flusher.stop.lock();
+        if !*stop && !flusher.hurry.load(Ordering::Relaxed) {
+            flusher.work.wait_for(&mut stop, LOOK);
         }
-        if state.stop {
+        if *stop {
             return false;
         }
-        (std::mem::take(&mut state.soon), flusher.hurry.swap(false, Ordering::Relaxed))
-    };
-    let Some(owner) = owner.upgrade() else { return false };
-    for file in soon {
-        owner.flush_file(&file);
-        owner.files.put(file);
     }
+    let mut pressed = flusher.hurry.swap(false, Ordering::Relaxed);
+    let Some(owner) = owner.upgrade() else { return false };
     owner.note_problems();
-    let mut pressed = pressed;
     loop {
         pressed |= owner.states.busy() > flusher.limits.background;
         let age = if pressed { Duration::ZERO } else { AGE };

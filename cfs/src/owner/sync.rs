@@ -64,19 +64,26 @@ impl Owner {
         writer.stop()
     }
 
-    /// A file is closed that was written. One that had been cut to nothing before goes to disk now,
-    /// so that a crash leaves the old contents or the new.
-    pub(super) fn close_file(&self, ino: Ino) -> Result<()> {
+    /// A descriptor of a file is closed that was written, the `last` one or one of several. What had
+    /// been cut to nothing before is written when this returns, and its map is in a transaction:
+    /// whatever changes from here on is in none that is earlier, so a crash that leaves any of that
+    /// leaves the new contents.
+    pub(super) fn close_file(&self, ino: Ino, last: bool) {
         if let Some(file) = self.files.find(ino) {
-            if std::mem::take(&mut file.pending().replaced) {
-                self.flusher.soon(Arc::clone(&file));
+            let replaced = {
+                let mut pending = file.pending();
+                let replaced = pending.replaced;
+                pending.replaced &= !last;
+                replaced
+            };
+            if replaced {
+                self.flush_file(&file);
             }
             self.files.put(file);
         }
-        if let Some(writer) = &self.writer {
+        if let Some(writer) = self.writer.as_ref().filter(|_| last) {
             writer.space().close_window(ino);
         }
-        Ok(())
     }
 
     /// Behind a change of contents: where these go through the journal, they do so in the order of

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 
+use super::known::Work;
 use super::shown::{attribute_name, errno, ino};
 use super::{Sharing, Shown, VolumeFs};
 use crate::cache::InodeRecord;
@@ -47,6 +48,7 @@ impl VolumeFs {
             let record = shown.client.record(ino)?;
             let handle = may_open(&record, how)?;
             if how.flags.contains(OFlags::TRUNC) {
+                shown.known.cut(ino);
                 let kill_privileges = how.kill_privileges;
                 let empty = SetAttr { size: Some(0), kill_privileges, ..SetAttr::default() };
                 shown.client.set_attr(ino, empty, by)?;
@@ -70,6 +72,9 @@ impl VolumeFs {
             if attr == SetAttr::default() {
                 let directory = shown.client.record(ino)?.attr.kind == Kind::Directory;
                 attr.kill_privileges = !directory;
+            }
+            if attr.size == Some(0) {
+                shown.known.cut(ino);
             }
             shown.client.set_attr(ino, attr, by)
         };
@@ -112,7 +117,7 @@ impl VolumeFs {
         };
         self.wait(request, reply, ask, |shown, made: Result<InodeRecord>, reply| {
             match made.and_then(|record| shown.entry(&record)) {
-                Ok(entry) => reply.created(&entry, WRITES, shown.open_cache()),
+                Ok(entry) => reply.created(&entry, WRITES, shown.created_cache()),
                 Err(error) => reply.error(errno(&error)),
             }
         });
@@ -134,10 +139,44 @@ impl VolumeFs {
         self.wait(request, reply, ask, |shown, made: Result<InodeRecord>, reply| match made {
             Ok(record) => {
                 shown.known.adopt(record.attr.ino);
-                reply.created(&shown.plain_entry(&record), WRITES, shown.open_cache());
+                reply.created(&shown.plain_entry(&record), WRITES, shown.created_cache());
             }
             Err(error) => reply.error(errno(&error)),
         });
+    }
+
+    /// close(2) waits for the answer, as it does for no RELEASE: what replaces old contents is
+    /// written when it returns.
+    pub(super) fn close_descriptor(
+        &self,
+        request: &Request,
+        node: NodeId,
+        handle: Handle,
+        reply: Reply<Done>,
+    ) {
+        if !self.shown.is_writable() {
+            return reply.unsupported();
+        }
+        let ino = ino(node);
+        if handle != WRITES || !self.shown.known.is_cut(ino) {
+            return reply.done();
+        }
+        // It may be one of several: a shell closes one before its program writes to the other.
+        self.wait(request, reply, move |shown| shown.client.close_one(ino, false), done);
+    }
+
+    /// The last descriptor was closed, and the last mapping has gone.
+    pub(super) fn close_file(&self, node: NodeId, handle: Handle) {
+        let ino = ino(node);
+        if handle != WRITES {
+            return;
+        }
+        let cut = self.shown.known.take_cut(ino);
+        match Work::Close(ino) {
+            // The owner is here, and has nothing to write.
+            work if self.shown.sharing == Sharing::Alone && !cut => work.run(&self.shown.client),
+            work => self.later(work),
+        }
     }
 
     pub(super) fn trim_range(&self, request: &Request, range: &TrimRange, reply: Reply<Trimmed>) {
@@ -232,6 +271,12 @@ impl Shown {
             Sharing::ReadOnly | Sharing::Alone => OpenCache::KEEP_CACHE,
         }
     }
+
+    /// The same of one that is new: it has no old contents that could be replaced, so nobody waits
+    /// when it is closed.
+    fn created_cache(&self) -> OpenCache {
+        self.open_cache() | OpenCache::NO_FLUSH
+    }
 }
 
 /// What a file allows that permissions do not tell.
@@ -251,8 +296,11 @@ fn may_open(record: &InodeRecord, how: Opening) -> Result<Handle> {
 
 fn answer_open(shown: &Shown, opened: Result<(Handle, bool)>, reply: Reply<Opened>) {
     match opened {
-        Ok((handle, true)) => reply.opened(handle, OpenCache::empty()),
-        Ok((handle, false)) => reply.opened(handle, shown.open_cache()),
+        Ok((handle, reads)) => {
+            let mut cache = if reads { OpenCache::empty() } else { shown.open_cache() };
+            cache.set(OpenCache::NO_FLUSH, handle != WRITES);
+            reply.opened(handle, cache);
+        }
         Err(error) => reply.error(errno(&error)),
     }
 }

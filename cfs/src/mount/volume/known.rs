@@ -21,6 +21,8 @@ pub(super) struct Known {
 struct Inode {
     lookups: u64,
     held: bool,
+    /// It was cut to nothing, and whoever did that has it open perhaps.
+    cut: bool,
     /// Where the owner's errors of writebacks begin that nobody here has been told.
     errors: u64,
 }
@@ -67,6 +69,23 @@ impl Known {
         };
         // Two did at the same time.
         if again { client.let_go(ino, 1) } else { Ok(()) }
+    }
+
+    /// An inode is about to be cut to nothing.
+    pub(super) fn cut(&self, ino: Ino) {
+        if let Some(inode) = self.inodes.lock().get_mut(&ino) {
+            inode.cut = true;
+        }
+    }
+
+    /// Whether it was, since somebody closed it for good.
+    pub(super) fn is_cut(&self, ino: Ino) -> bool {
+        self.inodes.lock().get(&ino).is_some_and(|inode| inode.cut)
+    }
+
+    /// The same when somebody does now.
+    pub(super) fn take_cut(&self, ino: Ino) -> bool {
+        self.inodes.lock().get_mut(&ino).is_some_and(|inode| std::mem::take(&mut inode.cut))
     }
 
     /// The kernel forgets some look-ups. Whether the owner is to let the inode go now.
