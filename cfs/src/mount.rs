@@ -10,7 +10,8 @@
 //! What a request costs is decided by where it is served: on the caller's own CPU it is a few times
 //! cheaper than across CPUs. FUSE over io_uring (Linux 6.14) keeps a queue for each CPU and gives a
 //! request to the queue of its own, so one bound thread a queue serves it there. Where the kernel
-//! does not have it switched on, threads read /dev/fuse, and any of them may get any request.
+//! does not have it switched on, threads read /dev/fuse. Any of them may get any request, so they
+//! go to the CPUs that requests come from.
 //!
 //! The transports are our own, over the `io-uring` crate. `fuser` has no io_uring transport and
 //! ends at ABI 7.40; `fractal-fuse` has nothing else, and brings a runtime with it. Neither sends
@@ -39,6 +40,7 @@ pub mod mountpoint;
 mod negotiate;
 mod notify;
 mod ops;
+mod place;
 mod reply;
 mod session;
 mod uring;

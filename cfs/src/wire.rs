@@ -49,7 +49,7 @@ pub mod kind {
     pub const HOLD: u16 = 0x211;
     /// (volume, inode, times): the sender lets go.
     pub const LET_GO: u16 = 0x212;
-    /// (volume, inode, 0 or 1): a descriptor of a file is closed, the last one (0) or one of several.
+    /// (volume, inode, 0 or 1): a descriptor of a file is closed, the last one (0) or one of many.
     /// The reply comes when what it holds in place of what was truncated to nothing is written.
     pub const CLOSE: u16 = 0x213;
     /// (volume, -, -), body [`super::Trim`]. Reply: (bytes discarded, -, -).

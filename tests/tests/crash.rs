@@ -160,7 +160,7 @@ fn replace(path: &Path, way: usize, contents: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Contents that replace others are there as soon as anything later is, which nobody else waits for.
+/// Contents that replace others are there as soon as anything later is that somebody waits for.
 #[test]
 fn closed_is_before_all_that_follows() -> Result<()> {
     if let Some(why) = kernel::missing() {

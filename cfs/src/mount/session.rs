@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -23,13 +23,14 @@ use super::dispatch::{self, Body};
 use super::negotiate::{Agreement, Outcome, negotiate};
 use super::notify::Notifier;
 use super::ops::Filesystem;
+use super::place::Place;
 use super::reply::{Buffers, Channel};
 use super::waits::Waits;
 use super::{dev, uring};
 
 /// How long a dropped session waits for methods that are running.
 const DROP_TIMEOUT: Duration = Duration::from_secs(5);
-/// Threads that read /dev/fuse on one CPU.
+/// Threads that read /dev/fuse, for each CPU that requests may come from.
 const THREADS_PER_CPU: usize = 2;
 /// Between signals to threads that are to leave a blocking read.
 const INTERRUPT_INTERVAL: Duration = Duration::from_millis(1);
@@ -39,8 +40,8 @@ const MAX_IO: std::ops::RangeInclusive<u32> = 64 << 10..=8 << 20;
 /// How a connection is served.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The CPUs whose requests are expected: one bound thread each. Empty: all that this process
-    /// may use.
+    /// The CPUs whose requests are expected: over io_uring each has a bound thread, over /dev/fuse
+    /// the threads go to those that requests come from. Empty: all that this process may use.
     pub cpus: Vec<usize>,
     /// Which transport.
     pub choice: Choice,
@@ -147,8 +148,9 @@ impl Session {
     }
 
     /// Callers are numbered in the PID namespace that the mount was made in; `proc` is a proc
-    /// filesystem of it, by which it is seen that one is being killed. Without this: /proc.
-    pub fn set_proc(&self, proc: PathBuf) {
+    /// filesystem of it, by which it is seen where one runs and whether it is being killed. Without
+    /// this: /proc.
+    pub fn set_proc(&self, proc: &Path) {
         self.shared.waits.set_proc(proc);
     }
 
@@ -212,16 +214,17 @@ impl Session {
 
     /// Starts the threads that read /dev/fuse: over io_uring FORGET and INTERRUPT still come there.
     fn read_device(&mut self, device: &OwnedFd, config: &Config) -> Result<()> {
-        let mut cpus: Vec<Option<usize>> = match self.transport {
-            Transport::Uring => vec![None],
-            Transport::Device(_) => config.cpus.iter().copied().map(Some).collect(),
+        let (cpus, count): (Arc<[usize]>, usize) = match self.transport {
+            Transport::Uring => ([].into(), 1),
+            Transport::Device(_) => {
+                // One may wait, and the other serves.
+                let count = THREADS_PER_CPU * config.cpus.len();
+                self.shared.waits.set_takers(count);
+                (config.cpus.as_slice().into(), count)
+            }
         };
-        if self.transport != Transport::Uring {
-            // One may wait, and the other serves.
-            cpus = cpus.repeat(THREADS_PER_CPU);
-            self.shared.waits.set_takers(cpus.len());
-        }
-        for (index, cpu) in cpus.into_iter().enumerate() {
+        for index in 0..count {
+            let cpus = Arc::clone(&cpus);
             // Also the first: requests read through a clone fail when it is closed, even while
             // another process holds the connection.
             let device = Arc::new(fusectl::clone_device(device)?);
@@ -229,7 +232,8 @@ impl Session {
             let thread = thread::Builder::new()
                 .name(format!("fuse-dev-{index}"))
                 .spawn(move || {
-                    if let Err(error) = dev::serve(guard.shared(), &device, cpu) {
+                    let place = Place::new(&cpus, index);
+                    if let Err(error) = dev::serve(guard.shared(), &device, place) {
                         guard.shared().state.lock().error.get_or_insert(error);
                     }
                     drop(device);
@@ -386,6 +390,10 @@ impl Shared {
 
     pub(super) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
+    }
+
+    pub(super) fn waits(&self) -> &Waits {
+        &self.waits
     }
 
     /// Buffers that hold any request read from /dev/fuse.

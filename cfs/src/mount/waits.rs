@@ -12,11 +12,15 @@
 //! answered.
 
 use std::collections::{HashMap, VecDeque};
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
+use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 
 use super::notify;
@@ -40,8 +44,9 @@ pub struct Waits {
     state: Mutex<State>,
     changed: Condvar,
     session: OnceLock<Weak<Shared>>,
-    /// A proc filesystem of the PID namespace that callers are numbered in.
-    proc: Mutex<PathBuf>,
+    /// A proc filesystem of the PID namespace that callers are numbered in. Its path may lead
+    /// through the mount, and who serves that does not walk it: so it is open.
+    proc: Mutex<Option<Arc<OwnedFd>>>,
 }
 
 #[derive(Default)]
@@ -103,12 +108,21 @@ impl Waits {
             state: Mutex::default(),
             changed: Condvar::new(),
             session: OnceLock::new(),
-            proc: Mutex::new("/proc".into()),
+            proc: Mutex::new(directory("/proc".as_ref())),
         })
     }
 
-    pub(super) fn set_proc(&self, proc: PathBuf) {
+    /// Callers are numbered as there. Waits for the mount where the path leads through it.
+    pub(super) fn set_proc(&self, proc: &Path) {
+        let proc = directory(proc);
         *self.proc.lock() = proc;
+    }
+
+    /// A file about a thread that calls. 0 is the kernel, or somebody outside the namespace.
+    pub(super) fn proc_of(&self, pid: u32, file: &str) -> Option<File> {
+        let proc = self.proc.lock().clone().filter(|_| pid != 0)?;
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        openat(proc, format!("{pid}/{file}"), flags, Mode::empty()).ok().map(File::from)
     }
 
     /// Its threads belong to that session from now on.
@@ -282,11 +296,15 @@ impl Waits {
 
     /// Whether a thread has SIGKILL pending, as all threads of a process have that a signal ends.
     fn is_being_killed(&self, pid: u32) -> bool {
-        // 0 is the kernel, or somebody outside the namespace.
-        let status = (pid != 0).then(|| self.proc.lock().join(pid.to_string()).join("status"));
-        let status = status.and_then(|path| std::fs::read_to_string(path).ok());
-        status.is_some_and(|status| has_kill_pending(&status))
+        let mut status = String::new();
+        let read = self.proc_of(pid, "status").map(|mut file| file.read_to_string(&mut status));
+        matches!(read, Some(Ok(_))) && has_kill_pending(&status)
     }
+}
+
+fn directory(path: &Path) -> Option<Arc<OwnedFd>> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    openat(CWD, path, flags, Mode::empty()).ok().map(Arc::new)
 }
 
 /// Looks at the masks of pending signals in a `/proc/PID/status`.

@@ -64,8 +64,8 @@ impl Owner {
         writer.stop()
     }
 
-    /// A descriptor of a file is closed that was written, the `last` one or one of several. What had
-    /// been cut to nothing before is written when this returns, and its map is in a transaction:
+    /// A descriptor of a file that was written is closed, the `last` one or one of several. What
+    /// was cut to nothing before is written when this returns, and its map is in a transaction:
     /// whatever changes from here on is in none that is earlier, so a crash that leaves any of that
     /// leaves the new contents.
     pub(super) fn close_file(&self, ino: Ino, last: bool) {

@@ -254,6 +254,35 @@ fn callers_on_foreign_cpus_are_served_too() {
 }
 
 #[test]
+fn requests_are_served_where_they_are_made() {
+    over_each(|via| {
+        let fixture = Fixture::new(via, Duration::ZERO);
+        let file = File::open(fixture.path("small")).unwrap();
+        let all = rustix::thread::sched_getaffinity(None).unwrap();
+        let cpus: Vec<_> = (0..CpuSet::MAX_CPU).filter(|cpu| all.is_set(*cpu)).collect();
+        // Each CPU twice: who is where callers were goes on to where they are.
+        for &cpu in cpus.iter().chain(&cpus) {
+            let mut one = CpuSet::new();
+            one.set(cpu);
+            rustix::thread::sched_setaffinity(None, &one).unwrap();
+            // All threads see it within some requests of theirs.
+            for _ in 0..100 * cpus.len() {
+                rustix::fs::fstat(&file).unwrap();
+            }
+            fixture.fs.served_on.lock().clear();
+            for _ in 0..100 {
+                rustix::fs::fstat(&file).unwrap();
+            }
+            let here = fixture.fs.served_on.lock().iter().filter(|on| **on == cpu).count();
+            assert!(here >= 95, "CPU {cpu}: {here} of 100 requests were served there");
+        }
+        rustix::thread::sched_setaffinity(None, &all).unwrap();
+        drop(file);
+        fixture.end();
+    });
+}
+
+#[test]
 fn what_is_cached_stays_until_told_otherwise() {
     over_each(|via| {
         let fixture = Fixture::new(via, LONG);

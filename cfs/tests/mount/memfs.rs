@@ -51,6 +51,8 @@ pub(crate) struct MemFs {
     pub(crate) lookups: AtomicU64,
     pub(crate) forgotten: AtomicU64,
     pub(crate) getattrs: AtomicU64,
+    /// The CPUs that they were served on.
+    pub(crate) served_on: Mutex<Vec<usize>>,
     pub(crate) destroyed: AtomicU64,
 }
 
@@ -75,6 +77,7 @@ impl MemFs {
             lookups: AtomicU64::new(0),
             forgotten: AtomicU64::new(0),
             getattrs: AtomicU64::new(0),
+            served_on: Mutex::default(),
             destroyed: AtomicU64::new(0),
         };
         fs.insert(1, 0o40755, Content::Dir(BTreeMap::new()));
@@ -236,6 +239,7 @@ impl Filesystem for MemFs {
 
     fn getattr(&self, _: &Request, node: NodeId, reply: Reply<Attributes>) {
         self.getattrs.fetch_add(1, Ordering::Relaxed);
+        self.served_on.lock().push(rustix::thread::sched_getcpu());
         match self.nodes.lock().get(&node.0) {
             Some(node) => reply.attributes(&node.attr, self.ttl),
             None => reply.error(Errno::STALE),

@@ -109,7 +109,7 @@ impl MountedRoot {
 
     /// The mount was made in the PID namespace whose first process is `init`.
     pub(super) fn set_init(&self, init: u32) {
-        self.session.set_proc(format!("/proc/{init}/root/proc").into());
+        self.session.set_proc(format!("/proc/{init}/root/proc").as_ref());
     }
 
     /// Waits for the end of the mount, which goes with the namespace that it was made in, and ends

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crossbeam::channel::{Sender, unbounded};
 use parking_lot::Mutex;
@@ -138,6 +139,10 @@ impl Work {
     }
 }
 
+/// How long the thread lets work gather, for which nobody waits. Whoever gives it some while it
+/// rests need not wake it, which would take as long as the request that the work belongs to.
+const GATHER: Duration = Duration::from_millis(1);
+
 /// The thread that does it, one after the other.
 pub(super) struct Later {
     work: Sender<Work>,
@@ -146,8 +151,14 @@ pub(super) struct Later {
 
 impl Later {
     pub(super) fn start(client: Arc<Client>) -> std::io::Result<Self> {
-        let (work, queue) = unbounded();
-        let run = move || queue.into_iter().for_each(|work: Work| work.run(&client));
+        let (work, queue) = unbounded::<Work>();
+        let run = move || {
+            while let Ok(first) = queue.recv() {
+                first.run(&client);
+                queue.try_iter().for_each(|work| work.run(&client));
+                std::thread::sleep(GATHER);
+            }
+        };
         let thread = std::thread::Builder::new().name("fuse-later".into()).spawn(run)?;
         Ok(Self { work, thread })
     }
