@@ -151,7 +151,11 @@ impl OwnSegment {
         // Memory of the pool is never anything else.
         let mut huge = *backing == Backing::Hugetlb;
         if anonymous {
-            huge = map.take_huge_pages(&shared.file);
+            // The kernel has all CPUs empty lists of pages for it, one caller after another:
+            // on a busy machine that takes long, and who comes back is waited for.
+            if spec.epoch == Epoch(1) {
+                huge = map.take_huge_pages(&shared.file);
+            }
             backing.reserve(&shared, parts.len, &what)?;
         }
         huge = map.page_in(spec.paging)? || huge;

@@ -62,9 +62,18 @@ fn rounds_of_death_and_return_leave_no_growth() {
         await_segments(&running, pid, &expected);
         await_segments(&running, client, &expected);
         if round == 2 {
-            // What is made once is there by now.
-            before =
-                Some([(descriptors(pid), mappings(pid)), (descriptors(client), mappings(client))]);
+            // What is made once is there by now, or soon.
+            let now =
+                || [(descriptors(pid), mappings(pid)), (descriptors(client), mappings(client))];
+            let mut seen = now();
+            let end = Instant::now() + Duration::from_millis(500);
+            while Instant::now() < end {
+                std::thread::sleep(Duration::from_millis(20));
+                for (seen, now) in seen.iter_mut().zip(now()) {
+                    *seen = (seen.0.max(now.0), seen.1.max(now.1));
+                }
+            }
+            before = Some(seen);
         }
     }
     // Connections that were just closed may be seen for a moment, and before, one may not have been

@@ -13,7 +13,7 @@ use proxydev::nbd::{Export, ExportTable, Server, ServerOptions, TlsMode, tls};
 use proxydev::{BlockDevice, sync};
 use tempfile::TempDir;
 
-use crate::{arena, certificates, run, try_run};
+use crate::{arena, certificates, encoded, run, try_run};
 
 const RAM: u64 = 32 << 20;
 const FILE: u64 = 24 << 20;
@@ -56,7 +56,7 @@ impl Served {
     }
 
     fn uri(&self, export: &str) -> String {
-        format!("nbd+unix:///{export}?socket={}", self.path("sock").display())
+        format!("nbd+unix:///{export}?socket={}", encoded(&self.path("sock")))
     }
 }
 
@@ -236,7 +236,7 @@ fn tls_with_certificates_is_offered_and_can_be_forced() {
         return;
     }
     let config = tls::server(dir.path()).unwrap();
-    let shown = dir.path().display();
+    let shown = encoded(dir.path());
     for forced in [true, false] {
         let mode = if forced { TlsMode::Forced } else { TlsMode::Selective };
         let options = ServerOptions { tls: mode(Arc::clone(&config)), ..ServerOptions::default() };

@@ -47,6 +47,17 @@ fn try_run(program: &str, arguments: &[&str]) -> Option<Output> {
     (output.status.code() != Some(127)).then_some(output)
 }
 
+/// A path as a part of a URI.
+fn encoded(path: &Path) -> String {
+    use std::os::unix::ffi::OsStrExt as _;
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"/-_.~".contains(byte);
+    let parts = path.as_os_str().as_bytes().iter().map(|byte| match plain(byte) {
+        true => char::from(*byte).to_string(),
+        false => format!("%{byte:02X}"),
+    });
+    parts.collect()
+}
+
 /// An authority, a server and a client, under the names that NBD programs look for.
 fn certificates(dir: &Path) -> bool {
     let file = |name: &str| dir.join(name).display().to_string();

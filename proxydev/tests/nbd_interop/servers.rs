@@ -14,7 +14,7 @@ use proxydev::nbd::{ClientOptions, NbdDevice};
 use proxydev::{BlockDevice, Data, Operation, Request, sync};
 use tempfile::TempDir;
 
-use crate::{arena, certificates, run};
+use crate::{arena, certificates, encoded, run};
 
 const SIZE: u64 = 8 << 20;
 /// How long anything may take that should be there at once.
@@ -128,7 +128,7 @@ impl Setup {
     }
 
     fn open(&self, export: &str, limit: Duration) -> proxydev::Result<NbdDevice> {
-        let uri = format!("nbd+unix:///{export}?socket={}", self.text("sock"));
+        let uri = format!("nbd+unix:///{export}?socket={}", encoded(&self.path("sock")));
         NbdDevice::open(&uri, ClientOptions { limit, ..ClientOptions::default() }, &self.arena)
     }
 
@@ -200,8 +200,8 @@ fn tls_is_spoken_with_other_servers() {
     }
     let shown = setup.dir.path().display().to_string();
     let secure = |export: &str, directory: &Path| {
-        let socket = setup.text("sock");
-        let directory = directory.display();
+        let socket = encoded(&setup.path("sock"));
+        let directory = encoded(directory);
         let uri = format!("nbds+unix:///{export}?socket={socket}&tls-certificates={directory}");
         NbdDevice::open(&uri, ClientOptions::default(), &setup.arena)
     };
