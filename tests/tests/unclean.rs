@@ -106,7 +106,18 @@ fn check(dir: &Path, snapshot: &Path) -> Result<Report> {
         LoopMount::new(&ours, &dir.join("ours"), "ro,noload")?,
         LoopMount::new(&theirs, &dir.join("theirs"), "ro,noload")?,
     );
-    assert_same_tree(&kernel::tree(ours.dir())?, &kernel::tree(theirs.dir())?)?;
+    let (mut found, expected) = (kernel::tree(ours.dir())?, kernel::tree(theirs.dir())?);
+    // The kernel gives an inode that it cuts the time at which it does; like e2fsck, ours leaves it.
+    let mut cut = report.orphans.cut;
+    for (found, expected) in found.iter_mut().zip(&expected) {
+        let untimed = |text: &str| text.split(" mtime ").next().map(str::to_owned);
+        let timed = found.attributes != expected.attributes;
+        if cut > 0 && timed && untimed(&found.attributes) == untimed(&expected.attributes) {
+            found.attributes.clone_from(&expected.attributes);
+            cut -= 1;
+        }
+    }
+    assert_same_tree(&found, &expected)?;
     ours.unmount()?;
     theirs.unmount()?;
     Ok(report)
