@@ -107,7 +107,7 @@ fn check(dir: &Path, snapshot: &Path) -> Result<Report> {
         LoopMount::new(&theirs, &dir.join("theirs"), "ro,noload")?,
     );
     let (mut found, expected) = (kernel::tree(ours.dir())?, kernel::tree(theirs.dir())?);
-    // The kernel gives an inode that it cuts the time at which it does; like e2fsck, ours leaves it.
+    // The kernel gives an inode that it cuts the time of that; like e2fsck, ours leaves it.
     let mut cut = report.orphans.cut;
     for (found, expected) in found.iter_mut().zip(&expected) {
         let untimed = |text: &str| text.split(" mtime ").next().map(str::to_owned);
