@@ -156,7 +156,7 @@ pub mod segment {
     pub const LENGTH: usize = 40;
     /// u64: number of frames.
     pub const FRAMES: usize = 48;
-    /// u64: offset of the first frame, a multiple of the frame size (2 MiB where there are many).
+    /// u64: offset of the first frame, a multiple of the frame size.
     pub const FRAMES_OFFSET: usize = 56;
     /// u64: offset of the frame table: for each frame a u32 (bits 0-23 its generation).
     pub const FRAME_TABLE: usize = 64;

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 pub use overwrite::Bytes;
 pub use peer::PeerSegment;
 
-use super::backing::{Backing, HUGE_PAGE, SharedFile};
+use super::backing::{Backing, SharedFile};
 use super::control::ClusterId;
 use super::layout::{self, segment as at};
 use super::map::{Mapping, Paging, RawSlice, RawSliceMut, Rw};
@@ -108,12 +108,11 @@ impl Parts {
         let space = frame_table
             .checked_add(spec.frames.checked_mul(at::FRAME_ENTRY)?)?
             .checked_next_multiple_of(limits::FRAME_SIZE)?;
-        // Many frames start on a huge page, so that huge pages can map all of them.
+        // Huge pages map the whole file, wherever in it frames begin.
         let data = spec.frames.checked_mul(limits::FRAME_SIZE)?;
-        let align = if data >= HUGE_PAGE { HUGE_PAGE } else { limits::FRAME_SIZE };
-        let frames = space.checked_add(spec.space)?.checked_next_multiple_of(align)?;
+        let frames = space.checked_add(spec.space)?.checked_next_multiple_of(limits::FRAME_SIZE)?;
         let len = frames.checked_add(data)?.checked_next_multiple_of(page)?;
-        // What alignment adds belongs to the table space.
+        // What rounding adds belongs to the table space.
         Some(Self { frame_table, space, frames, len })
     }
 }

@@ -429,7 +429,7 @@ fn a_segment_takes_huge_pages_unasked() {
     let address = own.slice(0, 1).unwrap().as_ptr();
     let mine = smaps.split_once(&format!("{:x}-", address as usize)).unwrap().1;
     let mapped = mine.lines().find(|line| line.starts_with("ShmemPmdMapped:")).unwrap();
-    assert_eq!(mapped.split_whitespace().nth(1), Some("6144"), "tables, and all frames but three");
+    assert_eq!(mapped.split_whitespace().nth(1), Some("4096"), "all that fills huge pages");
 }
 
 #[test]

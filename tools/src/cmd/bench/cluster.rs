@@ -3,21 +3,23 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use oslet::limits::FRAME_SIZE;
+use oslet::limits::{FRAME_SIZE, LINE};
 use oslet::region::{Backing, ControlPage};
 use oslet::rpc::ChannelOffer;
 
 use super::member::{Member, OWNER, Shape};
 use super::partner::{Ask, Partner, Told, descriptor, from_words, unexpected};
 
-/// Frames beside a volume's cache, for requests in flight.
-const SPARE_FRAMES: usize = 512;
+/// Frames beside a volume's cache: of one that is only read all show pages, for one that is written
+/// some are in flight.
+const SPARE_READING: usize = 0;
+const SPARE_WRITING: usize = 512;
 /// Frames of an OSlet that owns nothing, and of one that sends data to the owner by reference: some
 /// requests' worth.
 const FEW_FRAMES: usize = 16;
 const SENDING_FRAMES: usize = 1024;
 /// Bytes for one participant's halves of the two rings of a channel, and what belongs to them.
-const CHANNEL_SPACE: usize = 96 << 10;
+const CHANNEL_SPACE: usize = 74 << 10;
 
 /// OSlets in processes of their own: the first owns the volume, the others read it.
 pub(super) struct Partners {
@@ -36,24 +38,39 @@ pub(super) struct Reader {
 }
 
 impl Partners {
-    /// Starts `count` OSlets of `oslets`, which all map one another; `bytes` are the data of the
-    /// volume that the first can cache.
+    /// Starts the first `count` of so many OSlets, which all map one another and only read.
     pub(super) fn start(count: usize, oslets: usize, bytes: u64, huge: bool) -> Result<Self> {
+        Self::with_frames(count, oslets, (FEW_FRAMES, SPARE_READING), bytes, huge)
+    }
+
+    /// The same, where an OSlet that owns nothing has `own` frames, and the owner `spare` beside
+    /// those for `bytes` of the volume's data.
+    fn with_frames(
+        count: usize,
+        oslets: usize,
+        (own, spare): (usize, usize),
+        bytes: u64,
+        huge: bool,
+    ) -> Result<Self> {
         let control = ControlPage::create(&Backing::Memfd, "bench", oslets)?;
         let cache = usize::try_from(bytes)? / FRAME_SIZE;
         // Beside the data: the page of zeros, and what small files take.
         let cache = cache + 64;
-        let frames = cache + SPARE_FRAMES;
+        let frames = cache + spare;
         let tables = cfs::cache::Sizes::of(cache).total();
-        let pins = 2 * (frames + oslets * SENDING_FRAMES) + oslets * 64;
-        let space = tables + pins + oslets * CHANNEL_SPACE;
-        let shape = Shape { frames: cache, space, huge };
+        let counters = |frames: usize| (2 * frames).next_multiple_of(LINE);
+        let readers = (oslets - 1) * counters(own);
+        // The owner reads its own frames too.
+        let counters = counters(frames) + readers;
+        let space = tables + counters + (oslets - 1) * CHANNEL_SPACE;
+        let reader_space = counters + CHANNEL_SPACE;
+        let shape = Shape { frames: cache, space: reader_space, huge };
         let mut all = Self { partners: Vec::new(), segments: Vec::new(), control, shape };
         for index in 0..count {
             let mut partner = Partner::start()?;
             let (frames, space) = match index == OWNER {
                 true => (frames, space),
-                false => (FEW_FRAMES, pins + CHANNEL_SPACE),
+                false => (own, reader_space),
             };
             let control = descriptor(all.control.file());
             let join = Ask::Join { control, index, frames, space, huge };
@@ -112,11 +129,11 @@ impl Partners {
 impl Reader {
     /// Starts one OSlet beside this process, which becomes the second.
     pub(super) fn beside(bytes: u64, huge: bool) -> Result<Self> {
-        Self::with_frames(FEW_FRAMES, bytes, huge)
+        Self::with_frames((FEW_FRAMES, SPARE_READING), bytes, huge)
     }
 
-    fn with_frames(own: usize, bytes: u64, huge: bool) -> Result<Self> {
-        let mut partners = Partners::start(1, 2, bytes, huge)?;
+    fn with_frames((own, spare): (usize, usize), bytes: u64, huge: bool) -> Result<Self> {
+        let mut partners = Partners::with_frames(1, 2, (own, spare), bytes, huge)?;
         let control = ControlPage::open(partners.control.file().try_clone()?)?;
         let shape = Shape { frames: own, ..partners.shape };
         let member = Member::join(control, 1, shape)?;
@@ -134,7 +151,7 @@ impl Reader {
 
     /// The same with the volume open for writing.
     pub(super) fn writing(image: &Path, bytes: u64) -> Result<Self> {
-        Self::with_frames(SENDING_FRAMES, bytes, false)?.served(image, true)
+        Self::with_frames((SENDING_FRAMES, SPARE_WRITING), bytes, false)?.served(image, true)
     }
 
     fn served(mut self, image: &Path, writable: bool) -> Result<Self> {
