@@ -246,15 +246,23 @@ impl Drop for Cluster {
 /// # Errors
 /// When it cannot be started or takes too long.
 pub fn finish(command: &mut Command) -> Result<Output> {
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-    finish_child(child, &format!("{command:?}"))
+    finish_within(command, LIMIT)
 }
 
-fn finish_child(child: Child, what: &str) -> Result<Output> {
+/// Runs a command to its end; it is killed after that time.
+///
+/// # Errors
+/// When it cannot be started or takes too long.
+pub fn finish_within(command: &mut Command, limit: Duration) -> Result<Output> {
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    finish_child(child, &format!("{command:?}"), limit)
+}
+
+fn finish_child(child: Child, what: &str, limit: Duration) -> Result<Output> {
     let pid = rustix::process::Pid::from_child(&child);
     let (done, wait) = std::sync::mpsc::channel::<()>();
     let late = std::thread::scope(|scope| {
-        let watch = scope.spawn(move || match wait.recv_timeout(LIMIT) {
+        let watch = scope.spawn(move || match wait.recv_timeout(limit) {
             Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {
                 // Not reaped before the thread below has its output.
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
@@ -267,7 +275,7 @@ fn finish_child(child: Child, what: &str) -> Result<Output> {
         (output, watch.join().unwrap_or(true))
     });
     match late {
-        (_, true) => bail!("{what}: not done after {} s", LIMIT.as_secs()),
+        (_, true) => bail!("{what}: not done after {} s", limit.as_secs()),
         (output, false) => Ok(output?),
     }
 }

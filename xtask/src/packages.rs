@@ -14,7 +14,7 @@ struct Package {
     purpose: &'static str,
 }
 
-const PACKAGES: [Package; 16] = [
+const PACKAGES: [Package; 18] = [
     package("acl", "setfacl", "images with POSIX ACLs"),
     package("attr", "setfattr", "images with extended attributes"),
     package("bzip2", "bzip2", "the captured machines that partitioning is tested on"),
@@ -23,6 +23,7 @@ const PACKAGES: [Package; 16] = [
     package("fuse2fs", "fuse2fs", "the peer of our mounts in benchmarks"),
     package("fuse3", "fusermount3", "mounting as an ordinary user"),
     package("g++", "g++", "libFuzzer's runtime"),
+    package("git", "git", "a program that keeps many files, for mounts"),
     package("libnbd-bin", "nbdinfo", "clients of our NBD server"),
     package("nbd-server", "nbd-server", "a server for our NBD client"),
     package("nbdkit", "nbdkit", "a server for our NBD client, the peer of our server"),
@@ -30,6 +31,7 @@ const PACKAGES: [Package; 16] = [
     package("procps", "ps", "looking for processes left behind"),
     package("python3-libnbd", "nbdsh", "a client of our NBD server"),
     package("qemu-utils", "qemu-io", "clients of our NBD server, a server for our client"),
+    package("sqlite3", "sqlite3", "a program that relies on locks and fsync, for mounts"),
     package("valgrind", "valgrind", "memory errors in shared memory access"),
 ];
 
