@@ -78,7 +78,7 @@ fn mix(key: u64) -> u64 {
 
 /// A 64-bit mix by one multiplication, both halves of whose product are used.
 #[inline(always)]
-fn fold(word: u64) -> u64 {
+pub(crate) fn fold(word: u64) -> u64 {
     let product = u128::from(word ^ 0x9e37_79b9_7f4a_7c15) * 0xd6e8_feb8_6659_fd93;
     product as u64 ^ (product >> 64) as u64
 }

@@ -1,6 +1,7 @@
 //! The owner's side of a volume: it alone uses the device, publishes what it has cached, answers
 //! what the others miss and makes the changes that they ask for.
 
+mod again;
 mod ahead;
 mod answer;
 mod dirty;
@@ -20,7 +21,7 @@ use std::sync::Arc;
 
 use oslet::arena::Arena;
 use oslet::id::PageRef;
-use oslet::region::Rw;
+use oslet::region::{Lines, Rw};
 use oslet::sync::AtomicU64;
 use parking_lot::Mutex;
 
@@ -45,6 +46,8 @@ pub struct Owner {
     writer: Option<Arc<Writer>>,
     arena: Arc<Arena>,
     pages: Mutex<PageIndex<Rw<AtomicU64>>>,
+    /// The same as everybody reads it, without the lock.
+    shown: PageIndex<Lines>,
     inodes: Mutex<InodeTable<Rw<AtomicU64>>>,
     names: Mutex<Names>,
     frames: Mutex<Frames>,
@@ -133,7 +136,11 @@ impl Owner {
             zeros.publish()
         };
         let small = || Error::Invalid(format!("{frames} frames are too few for a volume"));
-        let pages = PageIndex::new(table(kind::PAGES, sizes.pages)?, sizes.pages);
+        let pages = own.publish_table(kind::PAGES, sizes.pages, 64, object)?;
+        let me = arena.region().segment(own.participant());
+        let me = me.ok_or_else(|| Error::Invalid("the own segment is not mapped".into()))?;
+        let shown = me.words(pages.offset, pages.len / 8)?.lines().ok_or_else(small)?;
+        let pages = PageIndex::new(own.words_mut(pages.offset, pages.len / 8)?, pages.len);
         let pages = pages.ok_or_else(small)?;
         let inodes = InodeTable::new(table(kind::INODES, sizes.inodes)?, sizes.inodes);
         let inodes = inodes.ok_or_else(small)?;
@@ -151,6 +158,7 @@ impl Owner {
             writer,
             arena: Arc::clone(arena),
             pages: Mutex::new(pages),
+            shown: PageIndex::read(shown),
             inodes: Mutex::new(inodes),
             names: Mutex::new(names),
             frames: Mutex::new(Frames::new(own.frames(), frames)),

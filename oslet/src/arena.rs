@@ -147,18 +147,18 @@ impl Arena {
             return 0;
         }
         let own = self.region.own();
-        let mut at = from;
-        for _ in 0..count {
+        let mut freed = 0;
+        // From the last one to the first: those are taken again first to last, so that what lay
+        // together lies together again.
+        for at in (from..from + count).rev() {
             let frame = state.limbo[at];
-            let pinned = index.pinned_by(frame).is_some();
-            if pinned || !own.unpublish(frame) {
-                at += 1;
-            } else {
-                // Later entries move up one place, within the range or from behind it.
+            if index.pinned_by(frame).is_none() && own.unpublish(frame) {
+                // What takes its place has been looked at, or lies behind the range.
                 state.limbo.swap_remove(at);
+                freed += 1;
             }
         }
-        from + count - at
+        freed
     }
 
     /// For each frame whether somebody pins it now, and how many ticks ago anybody last used it:

@@ -11,9 +11,18 @@ use crate::words::{ReadWords, WriteWords};
 /// Writes a record: `values` behind the sequence word at `base`. Calls for one record must not
 /// overlap: the writer holds its own lock.
 pub fn write_record(words: &impl WriteWords, base: usize, values: &[u64]) {
+    change_record(words, base, values.iter().copied().enumerate());
+}
+
+/// As [`write_record`], for some values of a record that has them all: each with its place.
+pub fn change_record(
+    words: &impl WriteWords,
+    base: usize,
+    values: impl Iterator<Item = (usize, u64)>,
+) {
     let sequence = words.load(base, Ordering::Relaxed);
     let writing = begin(words, base, sequence);
-    for (index, &value) in values.iter().enumerate() {
+    for (index, value) in values {
         words.store(base + 1 + index, value, Ordering::Relaxed);
     }
     // SYNC POINT: record

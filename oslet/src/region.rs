@@ -30,7 +30,9 @@ pub use map::{
     Atom, Few, Line, Lines, Mapping, One, Paging, RawFrame, RawSlice, RawSliceMut, Ro, Rw,
 };
 pub use pins::Pins;
-pub use segment::{Bytes, OwnSegment, OwnedFrame, PeerSegment, SegmentSpec, Table};
+pub use segment::{
+    Bytes, OwnSegment, OwnedFrame, PeerSegment, SegmentSpec, Table, put_past_caches,
+};
 
 use crate::hazard::{self, Seen};
 use crate::id::{Epoch, FrameNo, PageRef, ParticipantId};

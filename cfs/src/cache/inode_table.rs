@@ -5,10 +5,11 @@ use oslet::sync::Ordering;
 use oslet::words::{ReadWords, WriteWords};
 
 use super::record::{
-    HEAD_VALUES, Head, InodeRecord, RECORD_VALUES, SIZE_WORD, TARGET_VALUES, has_target,
+    HEAD_VALUES, Head, InodeRecord, RECORD_VALUES, SIZE_WORD, TARGET_VALUES, changed_at, has_target,
 };
 use super::{fold, mix, reduce};
 use crate::disk::inode::Kind;
+use crate::disk::time::Timestamp;
 use crate::id::Ino;
 
 /// Words of an entry: two cache lines.
@@ -164,6 +165,21 @@ impl<W: WriteWords> InodeTable<W> {
         self.words.store(at, key, Ordering::Relaxed);
     }
 
+    /// Puts the time into an inode's record at which its contents have changed; nothing else has
+    /// since it was published. Whether there is a record.
+    pub fn publish_change(&self, ino: Ino, time: Timestamp) -> bool {
+        let key = u64::from(ino.0);
+        let known = |place: &(usize, usize)| self.words.load(place.0, Ordering::Relaxed) == key;
+        let Some((_, entry)) = self.places(key).find(known) else { return false };
+        let load = |index: usize| self.words.load(entry + 1 + index, Ordering::Relaxed);
+        let same = load(0) as u32 == ino.0;
+        if same {
+            let changes = changed_at(time, load);
+            publish::change_record(&self.words, entry, changes.into_iter());
+        }
+        same
+    }
+
     /// Takes an inode's record away: who looks for it asks the owner.
     pub fn remove(&self, ino: Ino) {
         for key in [u64::from(ino.0), u64::from(ino.0) | TARGET] {
@@ -210,6 +226,23 @@ mod tests {
             assert_eq!(table.is_directory(Ino(n)), Some(false));
         }
         assert_eq!((table.find(Ino(INODES)), table.size(Ino(INODES))), (None, None));
+    }
+
+    #[test]
+    fn a_new_time_is_put_into_a_record_that_is_there() {
+        let len = InodeTable::bytes(64);
+        let table = InodeTable::new(LocalWords::new(len / 8), len).unwrap();
+        let time = Timestamp { seconds: 7, nanoseconds: 8 };
+        assert!(!table.publish_change(Ino(12), time));
+        assert_eq!(table.find(Ino(12)), None);
+        let mut wanted = record(12, None);
+        table.publish(&wanted);
+        assert!(table.publish_change(Ino(12), time));
+        (wanted.attr.mtime, wanted.attr.ctime) = (time, time);
+        assert_eq!(table.find(Ino(12)), Some(wanted));
+        table.remove(Ino(12));
+        assert!(!table.publish_change(Ino(12), time));
+        assert_eq!(table.find(Ino(12)), None);
     }
 
     #[test]

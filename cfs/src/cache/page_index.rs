@@ -239,10 +239,11 @@ impl<W: WriteWords> PageIndex<W> {
     /// The slot of a key's link, and what it links.
     pub fn locate(&self, key: Key) -> Option<(usize, PageRef)> {
         let links = |at: usize| {
-            let low = self.words.load(slot(at).key, Ordering::Relaxed);
+            if self.words.load(slot(at).key, Ordering::Relaxed) != key.low {
+                return None;
+            }
             let value = self.words.load(slot(at).value, Ordering::Relaxed);
-            let same =
-                low == key.low && value >> PageRef::SPARE_SHIFT == key.high >> PageRef::SPARE_SHIFT;
+            let same = value >> PageRef::SPARE_SHIFT == key.high >> PageRef::SPARE_SHIFT;
             Some((at, PageRef::from_word(value).filter(|_| same)?))
         };
         self.homes(key).into_iter().flat_map(slots_of).find_map(links)

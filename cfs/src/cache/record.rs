@@ -135,6 +135,19 @@ impl InodeRecord {
     }
 }
 
+/// The words of a record that change with its contents' time, and with them its own, of which
+/// `load` tells what they are now.
+pub(super) fn changed_at(time: Timestamp, load: impl Fn(usize) -> u64) -> [(usize, u64); 4] {
+    let (seconds, nanoseconds) = (time.seconds as u64, u64::from(time.nanoseconds));
+    let [reading, making] = [load(11) & 0xffff_ffff, load(12) >> 32];
+    [
+        (8, seconds),
+        (9, seconds),
+        (11, reading | nanoseconds << 32),
+        (12, nanoseconds | making << 32),
+    ]
+}
+
 /// Whether a target follows these words of a record.
 #[inline(always)]
 pub fn has_target(words: &Head) -> bool {
@@ -145,6 +158,21 @@ pub fn has_target(words: &Head) -> bool {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_time_changes_what_it_is_of_and_nothing_else() {
+        let mut words = [0; RECORD_VALUES];
+        (words[0], words[1]) = (12, 0o100_644);
+        (words[7], words[8], words[9], words[10]) = (1, 2, 3, 4);
+        (words[11], words[12]) = (5 | 6 << 32, 7 | 8 << 32);
+        let mut wanted = InodeRecord::from_words(&words).unwrap();
+        let time = Timestamp { seconds: 1_000_000, nanoseconds: 999_999_999 };
+        for (word, value) in changed_at(time, |word| words[word]) {
+            words[word] = value;
+        }
+        (wanted.attr.mtime, wanted.attr.ctime) = (time, time);
+        assert_eq!(InodeRecord::from_words(&words), Some(wanted));
+    }
 
     proptest! {
         #[test]

@@ -2,7 +2,9 @@
 //! there may be.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use oslet::id::PageRef;
@@ -11,9 +13,12 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use crate::engine::write::Cell;
 use crate::id::Ino;
 
-/// Pages of a file that is written in sequence which do not wait for their age: the device works
-/// while the rest is being written, not when somebody waits for all of it.
-const STREAM: u64 = 2048;
+/// Pages of a file that are written in sequence before the first of them go on their way without
+/// waiting for their age: the device works while the rest is being written, not when somebody waits
+/// for all of it.
+const STREAM: u64 = 1024;
+/// Pages of such a file that go together: one request to the device.
+const UNIT: u64 = 256;
 
 /// What the owner keeps of a file while it is changed or has pages to write.
 pub(super) struct File {
@@ -23,6 +28,9 @@ pub(super) struct File {
     /// One change of contents at a time: a write, a truncation, an fallocate. Taken before all
     /// other locks of the file.
     pub(super) order: Mutex<()>,
+    /// The inode has times in memory that its table has not. Changed under its lock and that of
+    /// what is pending.
+    stale: AtomicBool,
     pending: Mutex<Pending>,
     changed: Condvar,
 }
@@ -32,11 +40,11 @@ pub(super) struct File {
 pub(super) struct Pending {
     /// By number. Changed under the inode's lock as well.
     pub(super) dirty: BTreeMap<u64, PageRef>,
-    /// The inode has times in memory that its table has not.
-    pub(super) stale: bool,
     /// The file was cut to nothing, to be written anew: closing it waits until that is on disk.
     pub(super) replaced: bool,
     stream: Stream,
+    /// Pages before that one are to be on their way.
+    due: Option<u64>,
     /// When there was something to write first.
     since: Option<Instant>,
     queued: bool,
@@ -54,6 +62,8 @@ struct Stream {
     next: u64,
     /// How many since the first, or since some were sent on their way.
     pages: u64,
+    /// Some were.
+    long: bool,
 }
 
 impl Stream {
@@ -61,24 +71,19 @@ impl Stream {
     /// is being written.
     fn add(&mut self, page: u64) -> Option<u64> {
         if page != self.next {
-            self.pages = 0;
+            *self = Self::default();
         }
         self.next = page + 1;
         self.pages += 1;
-        let long = self.pages > STREAM;
-        if long {
-            self.pages = 0;
+        if self.pages <= if self.long { UNIT } else { STREAM } {
+            return None;
         }
-        long.then_some(page)
+        (self.pages, self.long) = (1, true);
+        Some(page)
     }
 }
 
 impl Pending {
-    /// Whether nothing is to be written and nothing is being written.
-    pub(super) fn is_clean(&self) -> bool {
-        self.dirty.is_empty() && self.active.is_empty() && !self.stale && !self.replaced
-    }
-
     /// A writeback begins; `None` while somebody bars them.
     pub(super) fn begin(&mut self) -> Option<u64> {
         if self.barred > 0 {
@@ -90,37 +95,66 @@ impl Pending {
         Some(number)
     }
 
+    /// Whether pages from that one on would go on what has been written in sequence for long.
+    pub(super) fn is_streamed(&self, page: u64) -> bool {
+        self.stream.long && self.stream.next == page
+    }
+
+    /// Where pages end that are to be on their way, if there are new ones.
+    pub(super) fn take_due(&mut self) -> Option<u64> {
+        self.due.take()
+    }
+
     /// A writeback has ended, for who has the lock.
     pub(super) fn end(&mut self, number: u64) {
         self.active.remove(&number);
-    }
-
-    /// The inode goes, and its pages have gone.
-    pub(super) fn forget(&mut self) {
-        (self.stale, self.replaced) = (false, false);
-        self.dirty.clear();
-    }
-
-    /// Since when there has been something to write; it may be longer.
-    pub(super) fn since(&self) -> Option<Instant> {
-        self.since.filter(|_| self.stale || !self.dirty.is_empty())
     }
 }
 
 impl File {
     fn new(cell: Arc<Cell>) -> Self {
-        let (order, pending) = (Mutex::new(()), Mutex::default());
-        Self { ino: cell.ino(), cell, order, pending, changed: Condvar::new() }
+        let (order, pending, stale) = (Mutex::new(()), Mutex::default(), AtomicBool::new(false));
+        Self { ino: cell.ino(), cell, order, stale, pending, changed: Condvar::new() }
     }
 
     pub(super) fn pending(&self) -> MutexGuard<'_, Pending> {
         self.pending.lock()
     }
 
+    /// Whether the inode has times that its table has not.
+    pub(super) fn is_stale(&self) -> bool {
+        self.stale.load(Ordering::Relaxed)
+    }
+
+    /// The inode's times are about to be stored. For who has its lock.
+    pub(super) fn store_times(&self, _: &mut Pending) {
+        self.stale.store(false, Ordering::Relaxed);
+    }
+
+    /// The inode goes, and its pages have gone. For who has its lock.
+    pub(super) fn forget(&self) {
+        let mut pending = self.pending.lock();
+        self.store_times(&mut pending);
+        pending.replaced = false;
+        pending.dirty.clear();
+    }
+
+    /// Whether nothing is to be written and nothing is being written.
+    fn is_clean(&self) -> bool {
+        let pending = self.pending.lock();
+        let idle = pending.dirty.is_empty() && pending.active.is_empty();
+        idle && !pending.replaced && !self.is_stale()
+    }
+
+    /// Since when there has been something to write; it may be longer.
+    fn since(&self, pending: &Pending) -> Option<Instant> {
+        pending.since.filter(|_| self.is_stale() || !pending.dirty.is_empty())
+    }
+
     /// Notes something to be written. Since when there is something, if the file is to be queued.
     fn note(&self, note: impl FnOnce(&mut Pending)) -> Option<Instant> {
         let mut pending = self.pending.lock();
-        if pending.since().is_none() {
+        if self.since(&pending).is_none() {
             pending.since = Some(Instant::now());
         }
         note(&mut pending);
@@ -128,10 +162,17 @@ impl File {
         pending.since.filter(|_| !queued)
     }
 
-    /// A writeback has ended, however it did.
-    pub(super) fn end(&self, number: u64) {
-        self.pending.lock().end(number);
+    /// Writebacks have ended, however they did.
+    pub(super) fn end(&self, numbers: &[u64]) {
+        let mut pending = self.pending.lock();
+        numbers.iter().for_each(|&number| pending.end(number));
+        drop(pending);
         self.changed.notify_all();
+    }
+
+    /// Whether a writeback is under way.
+    pub(super) fn is_being_written(&self) -> bool {
+        !self.pending.lock().active.is_empty()
     }
 
     /// Waits until every writeback that has begun by now has ended.
@@ -176,10 +217,28 @@ impl Drop for Bar {
     }
 }
 
+/// Hashes inode numbers, which nobody can choose.
+#[derive(Default)]
+struct ByNumber(u64);
+
+impl Hasher for ByNumber {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&byte| self.write_u32(byte.into()));
+    }
+
+    fn write_u32(&mut self, number: u32) {
+        self.0 = crate::cache::fold(self.0 ^ u64::from(number));
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
 /// All such files of a volume.
 #[derive(Default)]
 pub(super) struct Files {
-    known: Mutex<HashMap<Ino, Arc<File>>>,
+    known: Mutex<HashMap<Ino, Arc<File>, BuildHasherDefault<ByNumber>>>,
     /// Those with dirty pages, each once, by the time at which it got its first.
     queue: Mutex<VecDeque<(Instant, Arc<File>)>>,
 }
@@ -220,25 +279,27 @@ impl Files {
         let mut known = self.known.lock();
         let same = known.get(&file.ino).is_some_and(|known| Arc::ptr_eq(known, &file));
         // One here and one in the map.
-        if same && Arc::strong_count(&file) == 2 && file.pending().is_clean() {
+        if same && Arc::strong_count(&file) == 2 && file.is_clean() {
             known.remove(&file.ino);
         }
     }
 
-    /// Notes a dirty page of a file. When it is written in sequence, pages before this one may be
-    /// enough to be written back at once.
-    pub(super) fn add(&self, file: &Arc<File>, page: u64, at: PageRef) -> Option<u64> {
-        let mut behind = None;
+    /// Notes dirty pages of a file, from page `first` on.
+    pub(super) fn add(&self, file: &Arc<File>, first: u64, pages: &[PageRef]) {
         self.note(file, |pending| {
-            pending.dirty.insert(page, at);
-            behind = pending.stream.add(page);
+            for (number, &page) in (first..).zip(pages) {
+                pending.dirty.insert(number, page);
+                pending.due = pending.stream.add(number).or(pending.due);
+            }
         });
-        behind
     }
 
     /// Notes times of an inode that its table has not.
+    /// For who has the inode's lock.
     pub(super) fn add_times(&self, file: &Arc<File>) {
-        self.note(file, |pending| pending.stale = true);
+        if !file.is_stale() {
+            self.note(file, |_| file.stale.store(true, Ordering::Relaxed));
+        }
     }
 
     fn note(&self, file: &Arc<File>, note: impl FnOnce(&mut Pending)) {
@@ -251,7 +312,7 @@ impl Files {
     pub(super) fn queue_again(&self, file: &Arc<File>) {
         let mut queue = self.queue.lock();
         let mut pending = file.pending();
-        if let Some(since) = pending.since().filter(|_| !pending.queued) {
+        if let Some(since) = file.since(&pending).filter(|_| !pending.queued) {
             pending.queued = true;
             queue.push_front((since, Arc::clone(file)));
         }
@@ -263,7 +324,7 @@ impl Files {
         loop {
             let (noted, file) = queue.pop_front()?;
             let mut pending = file.pending();
-            match pending.since() {
+            match file.since(&pending) {
                 Some(since) if since.elapsed() >= age => {
                     pending.queued = false;
                     drop(pending);
@@ -370,8 +431,10 @@ mod tests {
     #[test]
     fn what_is_written_in_sequence_is_noticed_and_what_is_not_is_left() {
         let mut stream = Stream::default();
-        let ends: Vec<_> = (0..3 * STREAM).filter_map(|page| stream.add(page)).collect();
-        assert_eq!(ends, [STREAM, 2 * STREAM + 1], "the page that is being written stays");
+        let ends: Vec<_> = (0..STREAM + 2 * UNIT).filter_map(|page| stream.add(page)).collect();
+        assert_eq!(ends, [STREAM, STREAM + UNIT], "the page that is being written stays");
+        assert_eq!(stream.add(5), None, "elsewhere");
+        assert!(!stream.long && (6..STREAM).all(|page| stream.add(page).is_none()));
         assert!((0..4 * STREAM).all(|page| stream.add(page * 7 % (4 * STREAM)).is_none()));
     }
 

@@ -11,6 +11,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::Owner;
 use super::dirty::{File, Limits};
+use super::writeback::Item;
 use crate::{Error, Result};
 
 /// How long a page stays dirty when nothing else has it written.
@@ -35,8 +36,8 @@ pub(super) struct Flusher {
 
 #[derive(Default)]
 struct State {
-    /// Files that are being written, of which pages before that one are to be written back.
-    behind: VecDeque<(Arc<File>, u64)>,
+    /// What has been picked to be written.
+    picked: VecDeque<Item>,
     stop: bool,
 }
 
@@ -90,10 +91,20 @@ impl Flusher {
         }
     }
 
-    /// Has pages of a file that come before `end` written: one batch of them.
-    pub(super) fn behind(&self, file: Arc<File>, end: u64) {
-        self.state.lock().behind.push_back((file, end));
+    /// Has what was picked written.
+    pub(super) fn write(&self, item: Item) {
+        self.state.lock().picked.push_back(item);
         self.work.notify_one();
+    }
+
+    /// How much waits to be written.
+    pub(super) fn waiting(&self) -> usize {
+        self.state.lock().picked.len()
+    }
+
+    /// Takes what was picked of a file and waits, as one batch.
+    pub(super) fn take(&self, file: &Arc<File>) -> Option<Item> {
+        self.state.lock().take(Some(file))
     }
 
     /// Pages have been written.
@@ -110,24 +121,42 @@ impl Flusher {
     }
 }
 
+impl State {
+    /// Takes what was picked first, of that file or of any, with what follows it in the same file,
+    /// up to a batch: what is one write to the device is one change of the map too.
+    fn take(&mut self, file: Option<&Arc<File>>) -> Option<Item> {
+        let of = |item: &Item| file.is_none_or(|file| item.is_of(file));
+        let at = self.picked.iter().position(of)?;
+        let mut item = self.picked.remove(at)?;
+        while let Some(next) = self.picked.get(at).filter(|next| item.goes_on_with(next)) {
+            debug_assert!(of(next));
+            item.append(self.picked.remove(at)?);
+        }
+        Some(item)
+    }
+}
+
 /// One round of a thread; false when it is to end.
 fn once(flusher: &Flusher, owner: &Weak<Owner>) -> bool {
-    let (behind, pressed) = {
+    let (picked, pressed) = {
         let mut state = flusher.state.lock();
-        if !state.stop && state.behind.is_empty() && !flusher.hurry.load(Ordering::Relaxed) {
+        if !state.stop && state.picked.is_empty() && !flusher.hurry.load(Ordering::Relaxed) {
             flusher.work.wait_for(&mut state, LOOK);
         }
         if state.stop {
             return false;
         }
-        let pressed = flusher.hurry.swap(false, Ordering::Relaxed);
-        // One at a time: the next is another thread's.
-        (state.behind.pop_front(), pressed)
+        (state.take(None), flusher.hurry.swap(false, Ordering::Relaxed))
     };
     let Some(owner) = owner.upgrade() else { return false };
-    if let Some((file, end)) = behind {
-        owner.flush_some(&file, 0..end);
-        owner.files.put(file);
+    if let Some(item) = picked {
+        owner.write_batch(vec![item]);
+        if flusher.waiting() > 0 {
+            if pressed {
+                flusher.hurry();
+            }
+            return true;
+        }
     }
     owner.note_problems();
     let mut pressed = pressed;

@@ -216,8 +216,34 @@ impl Owner {
     /// Links a frame, in place of the page of zeros if that is there.
     pub(super) fn link_with(&self, key: Key, page: PageRef, blocks: Blocks) -> Result<PageRef> {
         self.states.start(page, blocks);
+        let linked = self.link_in(&mut self.frames.lock(), key, page);
+        linked.inspect_err(|_| self.abandon(&[page])).map(|()| page)
+    }
+
+    /// The same for pages of a file one behind the other. How many have been linked; the others
+    /// have gone.
+    pub(super) fn link_row(
+        &self,
+        keys: &[Key],
+        pages: &[PageRef],
+        blocks: impl Fn(usize) -> Blocks,
+    ) -> (usize, Result<()>) {
+        for (index, &page) in pages.iter().enumerate() {
+            self.states.start(page, blocks(index));
+        }
+        let mut frames = self.frames.lock();
+        for (index, (&key, &page)) in keys.iter().zip(pages).enumerate() {
+            if let Err(error) = self.link_in(&mut frames, key, page) {
+                drop(frames);
+                self.abandon(&pages[index..]);
+                return (index, Err(error));
+            }
+        }
+        (pages.len(), Ok(()))
+    }
+
+    fn link_in(&self, frames: &mut Frames, key: Key, page: PageRef) -> Result<()> {
         loop {
-            let mut frames = self.frames.lock();
             let pages = self.pages.lock();
             if let Some((slot, _)) = pages.locate(key).filter(|&(_, page)| page == self.zeros) {
                 pages.unlink(slot);
@@ -228,18 +254,19 @@ impl Owner {
                 Ok(slot) => {
                     frames.slots[page.frame.0 as usize] = slot as u32 + 1;
                     frames.used += 1;
-                    return Ok(page);
+                    return Ok(());
                 }
-                Err(taken) => {
-                    if let Err(error) = self.displace(&mut frames, &taken) {
-                        drop(frames);
-                        self.states.take(page);
-                        self.arena.retire(&[page]);
-                        return Err(error);
-                    }
-                }
+                Err(taken) => self.displace(frames, &taken)?,
             }
         }
+    }
+
+    /// Takes frames back that were to be linked.
+    fn abandon(&self, pages: &[PageRef]) {
+        for &page in pages {
+            self.states.take(page);
+        }
+        self.arena.retire(pages);
     }
 
     pub(super) fn link_zeros(&self, key: Key) -> Result<PageRef> {
@@ -312,7 +339,7 @@ impl Owner {
         drop(pages);
         frames.used -= out.len();
         drop(frames);
-        self.arena.retire(&out);
+        self.retire(out);
     }
 
     /// Takes some idle pages out. Returns how many.
@@ -343,8 +370,17 @@ impl Owner {
         drop(pages);
         frames.used -= out.len();
         drop(frames);
-        self.arena.retire(&out);
-        out.len()
+        let count = out.len();
+        self.retire(out);
+        count
+    }
+
+    /// Retires frames that show nothing any more, in their order: they are filled again in that
+    /// order, so that what follows one another in a file lies together in memory, and a device is
+    /// given it as one piece.
+    fn retire(&self, mut pages: Vec<PageRef>) {
+        pages.sort_unstable_by_key(|page| page.frame.0);
+        self.arena.retire(&pages);
     }
 }
 

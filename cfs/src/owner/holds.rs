@@ -173,7 +173,7 @@ impl Owner {
             // Who holds an inode without names has held it before: nobody comes any more.
             if cell.holds() == 1 && live.inode.links == 0 && !live.gone {
                 self.drop_pages(&file, &mut live, 0..u64::MAX);
-                file.pending().forget();
+                file.forget();
                 self.withdraw_inode(cell.ino());
                 self.errors.forget(cell.ino());
             }

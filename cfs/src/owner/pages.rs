@@ -3,10 +3,12 @@
 use std::collections::{HashMap, HashSet};
 
 use oslet::id::PageRef;
+use oslet::region::Rw;
+use oslet::sync::AtomicU64;
 use parking_lot::{Condvar, Mutex};
 
 use super::{Owner, ahead};
-use crate::cache::Key;
+use crate::cache::{Key, PageIndex};
 use crate::disk::inode::{Inode, InodeFlags};
 use crate::engine::Mapping;
 use crate::id::Ino;
@@ -108,7 +110,17 @@ impl Owner {
     }
 
     pub(super) fn find(&self, ino: Ino, page: u64) -> Option<PageRef> {
-        self.pages.lock().locate(Key::new(ino, page)?).map(|(_, page)| page)
+        self.find_in(&self.pages.lock(), ino, page)
+    }
+
+    /// As [`Self::find`], for who looks for many.
+    pub(super) fn find_in(
+        &self,
+        index: &PageIndex<Rw<AtomicU64>>,
+        ino: Ino,
+        page: u64,
+    ) -> Option<PageRef> {
+        index.locate(Key::new(ino, page)?).map(|(_, page)| page)
     }
 
     /// Reads the pages from `first` to before `end` that nobody else is reading, as far as they

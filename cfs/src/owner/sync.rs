@@ -107,7 +107,8 @@ impl Owner {
 
     /// Before a name of another file becomes this one's: its contents are on disk then.
     pub(super) fn flush_new_contents(&self, file: &Arc<File>) {
-        if file.cell.read().reserved > 0 {
+        // What has been given its place may not have reached it.
+        if file.cell.read().reserved > 0 || file.is_being_written() {
             self.flush_file(file);
         }
     }

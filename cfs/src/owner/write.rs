@@ -1,6 +1,9 @@
 //! Writing to pages: into frames, with room reserved on disk, and everybody's view of the file
 //! brought up to date before the answer.
 
+mod input;
+mod row;
+
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -13,48 +16,16 @@ use super::frames::Blocks;
 use super::pages::{PAGE, key};
 use crate::change::{WriteOptions, Written};
 use crate::disk::inode::{Inode, InodeFlags, Kind};
-use crate::disk::time::Timestamp;
 use crate::engine::Mapping;
 use crate::engine::write::{ALL, Live};
 use crate::id::Ino;
 use crate::{Caller, Error, Result};
+use input::Input;
 
 /// Bytes written with the inode's lock held once.
-const AT_ONCE: u64 = 256 * PAGE;
+const AT_ONCE: u64 = 64 * PAGE;
 /// How often a write is tried again for which there was no room in memory.
 const TRIES: usize = 16;
-
-/// What is written, in pieces, of which the first are used up.
-struct Input<'a> {
-    pieces: &'a [Bytes<'a>],
-    /// Bytes of the first that are used up.
-    used: usize,
-}
-
-impl<'a> Input<'a> {
-    /// Takes the next `len` bytes: hands each piece of them to `put`, with its place among them.
-    fn take(
-        &mut self,
-        len: usize,
-        mut put: impl FnMut(usize, Bytes<'a>) -> Result<()>,
-    ) -> Result<()> {
-        let mut done = 0;
-        while done < len {
-            let missing = || Error::Invalid("a write of fewer bytes than it says".into());
-            let (piece, rest) = self.pieces.split_first().ok_or_else(missing)?;
-            let left = piece.len() - self.used;
-            if left == 0 {
-                (self.pieces, self.used) = (rest, 0);
-                continue;
-            }
-            let now = left.min(len - done);
-            put(done, piece.part(self.used, now).ok_or_else(missing)?)?;
-            self.used += now;
-            done += now;
-        }
-        Ok(())
-    }
-}
 
 /// A page of a write: which of its bytes, and what has to be known of its blocks.
 #[derive(Clone, Copy, Debug)]
@@ -68,6 +39,15 @@ struct Part {
     reserve: u8,
     /// All blocks of the page lie in holes.
     hole: bool,
+    /// Something is linked under it.
+    shown: bool,
+}
+
+impl Part {
+    /// Whether it is a whole page that nothing shows.
+    fn is_new(&self) -> bool {
+        self.len == PAGE as usize && !self.shown
+    }
 }
 
 impl Owner {
@@ -93,6 +73,9 @@ impl Owner {
         options: WriteOptions,
     ) -> Result<Written> {
         let file = match self.files.find(ino) {
+            Some(file) if self.write_again(&file, offset, pieces, options)? => {
+                return Ok(Written { offset, len: pieces.iter().map(Bytes::len).sum() });
+            }
             Some(file) => file,
             None => self.files.get(&self.cell(ino)?),
         };
@@ -144,13 +127,6 @@ impl Owner {
             let mut live = file.cell.write();
             if written.len == 0 {
                 written.offset = self.begin_write(&mut live, offset, len, options)?;
-                if self.write_again(&live.inode, written.offset, pieces)? {
-                    if self.wrote(file, &mut live, written.offset + len) {
-                        self.publish_live(&live)?;
-                    }
-                    written.len = len as usize;
-                    return Ok(written);
-                }
             }
             let most = writer.max_size(&live.inode).saturating_sub(written.offset);
             let at = written.offset + written.len as u64;
@@ -160,9 +136,10 @@ impl Owner {
             }
             let mut done = 0;
             let result = self.write_part(file, &mut live, at, part, &mut input, &mut done, options);
-            if done > 0 && self.wrote(file, &mut live, at + done as u64) {
+            if done > 0 && self.wrote(file, &mut live, at + done as u64).is_some() {
                 self.publish_live(&live)?;
             }
+            self.write_behind(file, &mut live);
             written.len += done;
             match result {
                 Ok(()) => {}
@@ -176,23 +153,6 @@ impl Owner {
                 Err(error) => return Err(error),
             }
         }
-    }
-
-    /// Writes what lies within one page and within blocks of it that are dirty already, if that is
-    /// so.
-    fn write_again(&self, inode: &Inode, offset: u64, pieces: &[Bytes<'_>]) -> Result<bool> {
-        let &[bytes] = pieces else { return Ok(false) };
-        let (within, len) = ((offset % PAGE) as usize, bytes.len());
-        let inside = within + len <= PAGE as usize && offset + len as u64 <= inode.size;
-        let Some(shown) = self.find(inode.ino, offset / PAGE).filter(|_| inside && len > 0) else {
-            return Ok(false);
-        };
-        let blocks = self.blocks_of(within, len);
-        let dirty = self.states.get(shown).is_some_and(|held| held.dirty & blocks == blocks);
-        if dirty {
-            self.arena.region().own().overwrite(shown, within, bytes)?;
-        }
-        Ok(dirty)
     }
 
     /// Checks a write, and does what comes before its first byte. Returns where that goes.
@@ -244,20 +204,28 @@ impl Owner {
         let needs = |part: &Part| u64::from(part.reserve.count_ones());
         let (granted, short) = self.reserve_for(&parts, needs, options.privileged);
         let mut result = short.map_or(Ok(()), Err);
-        let mut unused = 0;
-        for (index, part) in parts[..granted].iter().enumerate() {
-            match self.write_page(file, &live.inode, part, input) {
-                Ok(()) => {
-                    *done += part.len;
-                    live.reserved += needs(part);
+        let mut rest = &parts[..granted];
+        while let Some((part, others)) = rest.split_first() {
+            let new = others.iter().take_while(|part| part.is_new()).count();
+            let row = if part.is_new() { 1 + new } else { 1 };
+            let now = &rest[..row];
+            let (count, written) = match self.write_row(file, live.inode.ino, now, input) {
+                // There may be room for one.
+                (0, Ok(()) | Err(Error::Exhausted(_))) => {
+                    let written = self.write_page(file, &live.inode, part, input);
+                    (usize::from(written.is_ok()), written)
                 }
-                Err(error) => {
-                    result = Err(error);
-                    unused = parts[index..granted].iter().map(needs).sum();
-                    break;
-                }
+                written => written,
+            };
+            *done += now[..count].iter().map(|part| part.len).sum::<usize>();
+            live.reserved += now[..count].iter().map(needs).sum::<u64>();
+            rest = &rest[count..];
+            if let Err(error) = written {
+                result = Err(error);
+                break;
             }
         }
+        let unused = rest.iter().map(needs).sum();
         self.unreserve(unused);
         result
     }
@@ -286,16 +254,20 @@ impl Owner {
         let (first, end) = (range.start / PAGE, range.end.div_ceil(PAGE));
         let mut parts = Vec::with_capacity((end - first) as usize);
         let mut asked = false;
+        let index = self.pages.lock();
         for page in first..end {
             let start = (page * PAGE).max(range.start);
             let len = ((page + 1) * PAGE).min(range.end) - start;
             let within = (start - page * PAGE) as usize;
             let blocks = self.blocks_of(within, len as usize);
-            let known = self.held(inode.ino, page).map_or(0, |held| held.dirty | held.writing);
+            let found = self.find_in(&index, inode.ino, page);
+            let held = found.and_then(|page| self.states.get(page));
+            let known = held.map_or(0, |held| held.dirty | held.writing);
             asked |= blocks & !known != 0;
-            let reserve = blocks & !known;
-            parts.push(Part { page, within, len: len as usize, blocks, reserve, hole: false });
+            let (len, reserve, shown) = (len as usize, blocks & !known, found.is_some());
+            parts.push(Part { page, within, len, blocks, reserve, hole: false, shown });
         }
+        drop(index);
         // Whoever only changes what is dirty already does not look at the map.
         if asked {
             let holes = self.holes(inode, first, end)?;
@@ -323,20 +295,6 @@ impl Owner {
             }
         }
         Ok(holes)
-    }
-
-    /// Contents have changed up to `end`. Whether that shows in the inode.
-    fn wrote(&self, file: &Arc<File>, live: &mut Live, end: u64) -> bool {
-        let inode = &mut live.inode;
-        let time = tick(inode.ctime);
-        if end > inode.size {
-            inode.size = end;
-        } else if inode.mtime == time && inode.ctime == time {
-            return false;
-        }
-        (inode.mtime, inode.ctime) = (time, time);
-        self.files.add_times(file);
-        true
     }
 
     /// Puts bytes into one page, which is dirty then.
@@ -381,21 +339,16 @@ impl Owner {
     ) -> Result<()> {
         let key = key(ino, part.page)?;
         let mut frame = self.frame()?;
-        let mut bytes = frame.bytes()?;
-        let bytes = bytes.fill();
         let (from, to) = (part.within, part.within + part.len);
-        bytes[..from].fill(0);
-        bytes[to..].fill(0);
+        frame.put(0, Bytes::Zeros(from))?;
+        frame.put(to, Bytes::Zeros(PAGE as usize - to))?;
         // A failure from here on would lose input; none of it can fail but linking.
         let mut copy = Input { ..*input };
-        copy.take(part.len, |at, piece| {
-            piece.copy_to(&mut bytes[from + at..from + at + piece.len()]);
-            Ok(())
-        })?;
+        copy.take(part.len, |at, piece| Ok(frame.put(from + at, piece)?))?;
         let blocks = Blocks { dirty: part.blocks, reserved: part.reserve, writing: 0 };
         let page = self.link_with(key, frame.publish(), blocks)?;
         *input = copy;
-        self.note_dirty(file, part.page, page);
+        self.files.add(file, part.page, &[page]);
         Ok(())
     }
 
@@ -416,17 +369,11 @@ impl Owner {
         match marked {
             Some(before) => {
                 if before.dirty == 0 {
-                    self.note_dirty(file, number, page);
+                    self.files.add(file, number, &[page]);
                 }
                 true
             }
             None => false,
-        }
-    }
-
-    fn note_dirty(&self, file: &Arc<File>, number: u64, page: PageRef) {
-        if let Some(end) = self.files.add(file, number, page) {
-            self.flusher.behind(Arc::clone(file), end);
         }
     }
 
@@ -490,15 +437,6 @@ impl Owner {
         }
         Ok(())
     }
-}
-
-/// The present, exact: who looks before and after a write sees two times. Not before a time that
-/// was shown already, unless the clock was set back.
-fn tick(last: Timestamp) -> Timestamp {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
-    let now = Timestamp { seconds: now.tv_sec, nanoseconds: now.tv_nsec as u32 };
-    let next = Timestamp { seconds: now.seconds + 1, ..now };
-    if now < last && last < next { last } else { now }
 }
 
 /// That an inode is a file whose contents may be changed.

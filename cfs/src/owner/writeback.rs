@@ -28,10 +28,10 @@ const BATCH: usize = 4096;
 const REQUEST: usize = 1 << 20;
 
 /// Pages of one file on their way to the disk.
-struct Item {
+pub(super) struct Item {
     file: Arc<File>,
-    /// The writeback's number.
-    number: u64,
+    /// The writebacks' numbers.
+    numbers: Vec<u64>,
     pages: Vec<Page>,
     runs: Vec<Run>,
     /// Contents go through the journal, with the map.
@@ -69,6 +69,29 @@ enum Place {
     None,
     /// The map cannot be read.
     Unknown,
+}
+
+impl Item {
+    pub(super) fn is_of(&self, file: &Arc<File>) -> bool {
+        Arc::ptr_eq(&self.file, file)
+    }
+
+    /// Whether both can be written as one.
+    pub(super) fn goes_on_with(&self, next: &Self) -> bool {
+        let behind = match (self.pages.last(), next.pages.first()) {
+            (Some(last), Some(first)) => last.number < first.number,
+            _ => false,
+        };
+        let small = self.pages.len() + next.pages.len() <= BATCH;
+        behind && small && self.is_of(&next.file) && self.journaled == next.journaled
+    }
+
+    /// Puts what goes on with it behind it.
+    pub(super) fn append(&mut self, next: Self) {
+        self.numbers.extend(next.numbers);
+        self.pages.extend(next.pages);
+        self.runs.extend(next.runs);
+    }
 }
 
 impl Run {
@@ -122,19 +145,8 @@ impl Owner {
         self.flush_range(file, 0..u64::MAX);
     }
 
-    /// Writes some dirty pages of a file: one batch.
-    pub(super) fn flush_some(&self, file: &Arc<File>, pages: Range<u64>) {
-        if let Some(item) = self.pick(file, pages, BATCH) {
-            self.write_batch(vec![item]);
-        }
-    }
-
     /// As [`Self::flush_file`], for some pages.
     pub(super) fn flush_range(&self, file: &Arc<File>, pages: Range<u64>) {
-        // More than a batch: others prepare the next while the device has one.
-        for _ in 0..(file.pending().dirty.len() / BATCH).min(THREADS) {
-            self.flusher.behind(Arc::clone(file), pages.end);
-        }
         // A page that somebody is writing may be dirty again: it is taken in the second round.
         for _ in 0..2 {
             let mut next = pages.start;
@@ -142,23 +154,52 @@ impl Owner {
                 match self.pick(file, next..pages.end, BATCH) {
                     Some(item) => {
                         next = item.pages.last().map_or(next, |page| page.number) + 1;
-                        self.write_batch(vec![item]);
+                        // More than a batch: others prepare the next while the device has one.
+                        if item.pages.len() == BATCH && self.flusher.waiting() < THREADS {
+                            self.flusher.write(item);
+                        } else {
+                            self.write_batch(vec![item]);
+                        }
                     }
                     None if file.wait_unbarred() => {}
                     None => break,
                 }
             }
+            while let Some(item) = self.flusher.take(file) {
+                self.write_batch(vec![item]);
+            }
             file.wait();
+        }
+    }
+
+    /// Has pages of a file that is written in sequence written behind whoever writes it, who has
+    /// the inode's lock: nobody else need wait for that.
+    pub(super) fn write_behind(&self, file: &Arc<File>, live: &mut Live) {
+        let Some(end) = file.pending().take_due() else { return };
+        if !self.volume.is_journaled(&live.inode)
+            && let Some(item) = self.pick_of(file, live, 0..end, BATCH)
+        {
+            self.flusher.write(item);
         }
     }
 
     /// Takes dirty pages of a file, `most` of them, and finds their places.
     fn pick(&self, file: &Arc<File>, range: Range<u64>, most: usize) -> Option<Item> {
-        let mut live = file.cell.write();
+        self.pick_of(file, &mut file.cell.write(), range, most)
+    }
+
+    /// The same for who has the inode's lock.
+    fn pick_of(
+        &self,
+        file: &Arc<File>,
+        live: &mut Live,
+        range: Range<u64>,
+        most: usize,
+    ) -> Option<Item> {
         if live.gone {
             // Somebody wrote who did not hold it.
-            self.drop_pages(file, &mut live, 0..u64::MAX);
-            file.pending().forget();
+            self.drop_pages(file, live, 0..u64::MAX);
+            file.forget();
             return None;
         }
         let mut pending = file.pending();
@@ -178,19 +219,18 @@ impl Owner {
                 break;
             }
         }
-        if pages.is_empty() && !pending.stale {
+        if pages.is_empty() && !file.is_stale() {
             pending.end(number);
             return None;
         }
-        pending.stale = false;
+        file.store_times(&mut pending);
         for page in &pages {
             pending.dirty.remove(&page.number);
         }
         drop(pending);
-        let runs = self.place(&mut live, &pages);
+        let runs = self.place(live, &pages);
         let journaled = self.volume.is_journaled(&live.inode);
-        drop(live);
-        Some(Item { file: Arc::clone(file), number, pages, runs, journaled })
+        Some(Item { file: Arc::clone(file), numbers: vec![number], pages, runs, journaled })
     }
 
     /// Finds the places of the blocks of pages: as few runs as there can be.
@@ -256,7 +296,7 @@ impl Owner {
     }
 
     /// Writes what was picked and tells the map of it.
-    fn write_batch(&self, mut batch: Vec<Item>) {
+    pub(super) fn write_batch(&self, mut batch: Vec<Item>) {
         let (mut writes, mut owners) = (Vec::new(), Vec::new());
         for (index, item) in batch.iter_mut().enumerate().filter(|(_, item)| !item.journaled) {
             for (run_index, run) in item.runs.iter_mut().enumerate() {
@@ -314,7 +354,7 @@ impl Owner {
 
     /// Tells the map of runs that are written, and everybody that their pages are clean.
     fn finish(&self, item: Item) {
-        let Item { file, number, pages, runs, journaled } = item;
+        let Item { file, numbers, pages, runs, journaled } = item;
         let mut live = file.cell.write();
         let mut failed = Vec::new();
         let mut good = Vec::with_capacity(runs.len());
@@ -343,10 +383,43 @@ impl Owner {
                 break;
             }
         }
+        if live.inode.links > 0 && !live.gone && self.publish_live(&live).is_err() {
+            // Asked for, it gives the error again.
+            self.withdraw_inode(file.ino);
+        }
+        if failed.is_empty() {
+            // All have their place in the map now, so it makes no difference to who has the
+            // inode's lock whether they are being written.
+            drop(live);
+            for page in &pages {
+                self.written(page);
+            }
+        } else {
+            self.written_in_part(&file, &mut live, &pages, &failed);
+            drop(live);
+        }
+        file.end(&numbers);
+        // Whoever asks for it is told by the file's errors.
+        let _ = self.noting(file.ino, trouble);
+        self.files.put(file);
+    }
+
+    /// A page is not being written any more. What it holds; `None` once it is taken out.
+    fn written(&self, page: &Page) -> Option<Blocks> {
+        self.states.change(page.page, |held| Blocks { writing: 0, ..held })
+    }
+
+    /// Pages are not being written any more, and some of their blocks did not get their place.
+    fn written_in_part(
+        &self,
+        file: &Arc<File>,
+        live: &mut Live,
+        pages: &[Page],
+        failed: &[Range<u64>],
+    ) {
         let per_page = PAGE >> self.volume.superblock().block_bits;
-        for page in &pages {
-            let clean = |held: Blocks| Blocks { writing: 0, ..held };
-            let Some(held) = self.states.change(page.page, clean) else { continue };
+        for page in pages {
+            let Some(held) = self.written(page) else { continue };
             // Blocks that were changed meanwhile counted on the place that this did not get.
             let lost = (0..per_page).filter(|block| {
                 let at = page.number * per_page + block;
@@ -355,14 +428,9 @@ impl Owner {
             let lost = lost.fold(0u8, |mask, block| mask | 1 << block);
             let again = held.dirty & page.reserved & lost;
             if again != 0 {
-                self.reserve_again(&file, &mut live, page.number, page.page, again);
+                self.reserve_again(file, live, page.number, page.page, again);
             }
         }
-        drop(live);
-        file.end(number);
-        // Whoever asks for it is told by the file's errors.
-        let _ = self.noting(file.ino, trouble);
-        self.files.put(file);
     }
 
     /// Blocks that are dirty again have no place although they were to get one: room is reserved

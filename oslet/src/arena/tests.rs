@@ -3,7 +3,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::*;
 use crate::id::{Epoch, OsletId};
-use crate::region::{Backing, ControlPage, OwnSegment, Paging, Pins, SegmentSpec};
+use crate::region::{Backing, ControlPage, OwnSegment, OwnedFrame, Paging, Pins, SegmentSpec};
 
 fn region(control: &ControlPage, index: usize, frames: usize) -> Arc<Region> {
     let spec = SegmentSpec {
@@ -70,6 +70,24 @@ fn a_pinned_page_never_changes_under_its_reader() {
     });
     let reads = reads.into_inner();
     assert!(reads > 100 && fills > 100, "{reads} reads, {fills} fills: nothing was tested");
+}
+
+#[test]
+fn frames_that_lie_together_are_handed_out_together_again() {
+    let control = ControlPage::create(&Backing::Memfd, "order", 2).unwrap();
+    let home = region(&control, 0, 64);
+    let arena = Arena::new(&home);
+    let publish = |frames: Vec<OwnedFrame>| frames.into_iter().map(|frame| frame.publish());
+    let mut pages: Vec<_> = publish(arena.alloc_many(64).unwrap()).collect();
+    for round in 0..3 {
+        let kept = pages.split_off(48);
+        arena.retire(&pages);
+        let again: Vec<_> = publish(arena.alloc_many(48).unwrap()).collect();
+        let number = |page: &PageRef| page.frame.0;
+        assert!(again.iter().map(number).eq(pages.iter().map(number)), "round {round}");
+        pages = again;
+        pages.extend(kept);
+    }
 }
 
 #[test]

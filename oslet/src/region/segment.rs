@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicU8;
 
 use parking_lot::Mutex;
 
-pub use overwrite::Bytes;
+pub use overwrite::{Bytes, put_past_caches};
 pub use peer::PeerSegment;
 
 use super::backing::{Backing, SharedFile};

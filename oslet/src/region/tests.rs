@@ -461,6 +461,40 @@ fn a_published_frame_is_overwritten_under_its_readers() {
 }
 
 #[test]
+fn frames_are_filled_past_the_caches_with_any_bytes() {
+    let (a, b) = pair(8);
+    let arena = Arena::new(&a);
+    let source: Vec<u8> = (0..4 * 4096u32).map(|at| (at % 251) as u8).collect();
+    let mut frame = arena.alloc().unwrap();
+    frame.put(0, Bytes::Own(&source[..4096])).unwrap();
+    let shared = frame.publish();
+    let shown = b.pin(shared).unwrap().unwrap();
+    for from in [0, 1, 15, 16, 100] {
+        let mut frames = arena.alloc_many(3).unwrap();
+        put_past_caches(&mut frames, Bytes::Own(&source[from..from + 3 * 4096])).unwrap();
+        let bytes = Bytes::Own(&source[..4095]);
+        assert!(put_past_caches(&mut frames[..1], bytes).is_err(), "too few");
+        let pages: Vec<_> = frames.into_iter().map(|frame| frame.publish()).collect();
+        for (index, &page) in pages.iter().enumerate() {
+            let found = b.pin(page).unwrap().unwrap().bytes().to_vec();
+            assert_eq!(found, source[from + index * 4096..][..4096], "page {index} from {from}");
+        }
+        arena.retire(&pages);
+    }
+    let mut frames = arena.alloc_many(2).unwrap();
+    frames.iter_mut().for_each(|frame| frame.bytes().unwrap().fill().fill(7));
+    put_past_caches(&mut frames[..1], Bytes::Shared(shown.bytes())).unwrap();
+    put_past_caches(&mut frames[1..], Bytes::Zeros(4096)).unwrap();
+    frames[1].put(4000, Bytes::Own(&[9; 96])).unwrap();
+    frames[1].put(4096, Bytes::Zeros(0)).unwrap();
+    assert!(frames[1].put(4000, Bytes::Zeros(97)).is_err(), "beyond the frame");
+    let found: Vec<_> = frames.into_iter().map(|frame| frame.publish()).collect();
+    let bytes = |page| b.pin(page).unwrap().unwrap().bytes().to_vec();
+    assert_eq!(bytes(found[0]), source[..4096]);
+    assert_eq!(bytes(found[1]), [vec![0; 4000], vec![9; 96]].concat());
+}
+
+#[test]
 fn any_bytes_are_put_anywhere_in_a_frame_and_nowhere_else() {
     let (a, b) = pair(2);
     let (arena, own) = (Arena::new(&a), a.own());

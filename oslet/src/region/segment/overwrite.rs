@@ -1,6 +1,6 @@
 //! Writing to frames that are published: readers see the change come, as in any page cache.
 
-use super::{OwnSegment, PUBLISHED};
+use super::{OwnSegment, OwnedFrame, PUBLISHED};
 use crate::id::PageRef;
 use crate::limits::FRAME_SIZE;
 use crate::region::map::RawSlice;
@@ -95,6 +95,101 @@ impl OwnSegment {
         claim.store(PUBLISHED, Ordering::Release);
         if current { Ok(()) } else { Err(wrong("stale")) }
     }
+}
+
+impl OwnedFrame {
+    /// Puts bytes into the frame, from `offset` on.
+    ///
+    /// # Errors
+    /// When they do not fit in.
+    pub fn put(&mut self, offset: usize, bytes: Bytes<'_>) -> Result<()> {
+        let frame = self.bytes()?.as_raw();
+        let target = frame.sub(offset, bytes.len()).ok_or_else(|| {
+            Error::Invalid(format!("{} bytes at {offset} of a frame", bytes.len()))
+        })?;
+        // SAFETY: inside a frame of our own writable mapping, which `&mut self` keeps for us.
+        unsafe { put(target.as_ptr(), bytes) };
+        Ok(())
+    }
+}
+
+/// Fills frames with bytes, one behind the other, by stores that leave the caches to others: of
+/// more bytes than caches hold, which nobody reads soon, each then passes through memory once
+/// instead of twice.
+///
+/// # Errors
+/// When there are not as many bytes as the frames hold.
+pub fn put_past_caches(frames: &mut [OwnedFrame], bytes: Bytes<'_>) -> Result<()> {
+    if bytes.len() != frames.len() * FRAME_SIZE {
+        let (bytes, frames) = (bytes.len(), frames.len());
+        return Err(Error::Invalid(format!("{bytes} bytes into {frames} frames")));
+    }
+    for (index, frame) in frames.iter_mut().enumerate() {
+        let target = frame.bytes()?.as_raw();
+        if let Some(part) = bytes.part(index * FRAME_SIZE, FRAME_SIZE) {
+            // SAFETY: a whole frame of our own writable mapping, which `&mut` keeps for us; frames
+            // start at multiples of their size.
+            unsafe { put_frame_past_caches(target.as_ptr(), part) };
+        }
+    }
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    // SAFETY: an instruction that every processor of the architecture has. Such stores are ordered
+    // with no others but by this: whoever publishes the frames does it behind them.
+    unsafe {
+        std::arch::x86_64::_mm_sfence();
+    }
+    Ok(())
+}
+
+/// Puts a frame's worth of bytes past the caches.
+///
+/// # Safety
+/// As [`put`]; the target is that of a whole frame.
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+unsafe fn put_frame_past_caches(target: *mut u8, bytes: Bytes<'_>) {
+    let source = match bytes {
+        Bytes::Own(bytes) => bytes.as_ptr(),
+        Bytes::Shared(bytes) => bytes.as_ptr().cast_const(),
+        // SAFETY: as the caller allows.
+        Bytes::Zeros(_) => return unsafe { put(target, bytes) },
+    };
+    // SAFETY: writes a frame at `target`, as the caller allows, which is aligned; as many bytes can
+    // be read at `source`.
+    unsafe {
+        std::arch::asm!(
+            "2:",
+            "movdqu {a}, [rsi]",
+            "movdqu {b}, [rsi + 16]",
+            "movdqu {c}, [rsi + 32]",
+            "movdqu {d}, [rsi + 48]",
+            "movntdq [rdi], {a}",
+            "movntdq [rdi + 16], {b}",
+            "movntdq [rdi + 32], {c}",
+            "movntdq [rdi + 48], {d}",
+            "add rsi, 64",
+            "add rdi, 64",
+            "dec {lines}",
+            "jnz 2b",
+            a = out(xmm_reg) _,
+            b = out(xmm_reg) _,
+            c = out(xmm_reg) _,
+            d = out(xmm_reg) _,
+            lines = inout(reg) FRAME_SIZE / 64 => _,
+            inout("rdi") target => _,
+            inout("rsi") source => _,
+            options(nostack),
+        );
+    }
+}
+
+/// As [`put`].
+///
+/// # Safety
+/// As there.
+#[cfg(not(all(target_arch = "x86_64", not(miri))))]
+unsafe fn put_frame_past_caches(target: *mut u8, bytes: Bytes<'_>) {
+    // SAFETY: as the caller allows.
+    unsafe { put(target, bytes) };
 }
 
 /// Puts bytes where readers may be copying: by instructions that the compiler knows nothing of.
