@@ -10,7 +10,8 @@
 //! What a request costs is decided by where it is served: on the caller's own CPU it is a few times
 //! cheaper than across CPUs. FUSE over io_uring (Linux 6.14) keeps a queue for each CPU and gives a
 //! request to the queue of its own, so one bound thread a queue serves it there. Where the kernel
-//! does not have it switched on, threads read /dev/fuse, and any of them may get any request.
+//! does not have it switched on, threads read /dev/fuse, and any of them may get any request: they
+//! go where their callers run.
 //!
 //! The transports are our own, over the `io-uring` crate. `fuser` has no io_uring transport and
 //! ends at ABI 7.40; `fractal-fuse` has nothing else, and brings a runtime with it. Neither sends
@@ -24,6 +25,8 @@
 //!
 //! - Answering is an obligation: [`Reply`] is consumed by its answer, and one dropped answers EIO.
 //! - A method that blocks holds up its CPU's requests: what may wait is given to [`Waits`].
+//! - Nothing in `/proc` of a caller is read where requests are served: execve(2) holds locks of its
+//!   process while it waits for the answer to FLUSH.
 //! - Notifications ([`Notifier`]) may wait until the kernel has had other requests answered: never
 //!   send them from a thread that answers requests.
 //! - Whoever holds a descriptor of the connection keeps it alive after the server's death, and its
@@ -39,6 +42,7 @@ pub mod mountpoint;
 mod negotiate;
 mod notify;
 mod ops;
+mod place;
 mod reply;
 mod session;
 mod uring;

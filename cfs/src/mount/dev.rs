@@ -5,27 +5,24 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use rustix::io::Errno;
-use rustix::thread::CpuSet;
 use zerocopy::FromBytes;
 
 use super::abi;
 use super::dispatch::Body;
 use super::notify;
+use super::place::Place;
 use super::reply::Channel;
 use super::session::Shared;
 
 /// Serves until the connection ends or the session stops. An answer goes to the descriptor that
 /// its request was read from, so each thread has a clone of its own.
-pub(super) fn serve(shared: &Shared, device: &Arc<OwnedFd>, cpu: Option<usize>) -> io::Result<()> {
-    if let Some(cpu) = cpu {
-        bind(cpu);
-    }
+pub(super) fn serve(shared: &Shared, device: &Arc<OwnedFd>, mut place: Place) -> io::Result<()> {
     notify::this_thread_serves();
     let mut buffer = shared.buffers().take();
     let _entered = shared.interrupter().enter();
     while !shared.is_stopping() {
         match rustix::io::read(device, &mut buffer[..]) {
-            Ok(len) => handle(shared, device, &mut buffer, len),
+            Ok(len) => place.follow(handle(shared, device, &mut buffer, len)),
             Err(Errno::NODEV | Errno::CONNABORTED | Errno::NOTCONN) => return Ok(()),
             // A request that was taken back before it could be read is NOENT.
             Err(Errno::INTR | Errno::NOENT | Errno::AGAIN) => {}
@@ -35,12 +32,14 @@ pub(super) fn serve(shared: &Shared, device: &Arc<OwnedFd>, cpu: Option<usize>) 
     Ok(())
 }
 
-fn handle(shared: &Shared, device: &Arc<OwnedFd>, buffer: &mut Vec<u8>, len: usize) {
+/// Serves one request; returns the thread that it comes from, 0 for none.
+fn handle(shared: &Shared, device: &Arc<OwnedFd>, buffer: &mut Vec<u8>, len: usize) -> u32 {
     let bytes = &buffer[..len];
     // Shorter than a header: not even its number is known, so nobody can be answered.
-    let Ok((header, body)) = abi::InHeader::read_from_prefix(bytes) else { return };
+    let Ok((header, body)) = abi::InHeader::read_from_prefix(bytes) else { return 0 };
     if header.opcode != abi::op::WRITE {
-        return shared.dispatch(&header, Body::joined(body), || Channel::Device(device.clone()));
+        shared.dispatch(&header, Body::joined(body), || Channel::Device(device.clone()));
+        return header.pid;
     }
     // The data stay where they are, and go with the obligation to answer.
     let mut arguments = [0; size_of::<abi::WriteIn>()];
@@ -51,13 +50,5 @@ fn handle(shared: &Shared, device: &Arc<OwnedFd>, buffer: &mut Vec<u8>, len: usi
     let full = std::mem::replace(buffer, buffers.take());
     let channel = || Channel::DeviceData(device.clone(), buffers.lend(full, data));
     shared.dispatch(&header, Body::apart(&arguments[..known], &[]), channel);
-}
-
-/// Binds the calling thread. A CPU that has gone offline since is no reason not to serve.
-fn bind(cpu: usize) {
-    if cpu < CpuSet::MAX_CPU {
-        let mut set = CpuSet::new();
-        set.set(cpu);
-        let _ = rustix::thread::sched_setaffinity(None, &set);
-    }
+    header.pid
 }

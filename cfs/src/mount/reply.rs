@@ -335,6 +335,9 @@ impl Channel {
     }
 }
 
+/// Bytes of an answer that is written in one piece: more than any without data or names has.
+const SHORT: usize = 512;
+
 struct Pending {
     channel: Channel,
     unique: u64,
@@ -360,8 +363,8 @@ impl Pending {
         let Self { channel, unique } = self;
         match channel {
             Channel::Device(device) | Channel::DeviceData(device, _) => {
-                match vectored::write(&device, header.as_bytes(), pieces) {
-                    Ok(_) => {}
+                match write(&device, header.as_bytes(), pieces, len) {
+                    Ok(()) => {}
                     Err(error) if nobody_waits(&error) => {}
                     // The kernel did not take it, and the caller must not wait for ever.
                     Err(_) => Self { channel: Channel::Device(device), unique }.error(Errno::IO),
@@ -387,6 +390,18 @@ impl Pending {
         let len = (size_of::<abi::OutHeader>() + len) as u32;
         abi::OutHeader { len, error, unique: self.unique }
     }
+}
+
+/// What is short goes in one piece: the kernel looks up the page of each.
+fn write(device: &OwnedFd, header: &[u8], pieces: &[Piece<'_>], len: usize) -> std::io::Result<()> {
+    let mut short = [0; SHORT];
+    let all = header.len() + len;
+    if all > SHORT {
+        return vectored::write(device, header, pieces).map(drop);
+    }
+    short[..header.len()].copy_from_slice(header);
+    copy(pieces, &mut short[header.len()..all]);
+    Ok(rustix::io::write(device, &short[..all]).map(drop)?)
 }
 
 /// Copies all pieces; `to` is as long as they are together.

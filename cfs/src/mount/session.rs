@@ -23,13 +23,14 @@ use super::dispatch::{self, Body};
 use super::negotiate::{Agreement, Outcome, negotiate};
 use super::notify::Notifier;
 use super::ops::Filesystem;
+use super::place::{Looking, Place};
 use super::reply::{Buffers, Channel};
 use super::waits::Waits;
 use super::{dev, uring};
 
 /// How long a dropped session waits for methods that are running.
 const DROP_TIMEOUT: Duration = Duration::from_secs(5);
-/// Threads that read /dev/fuse on one CPU.
+/// Threads that read /dev/fuse, for each CPU that requests may come from.
 const THREADS_PER_CPU: usize = 2;
 /// Between signals to threads that are to leave a blocking read.
 const INTERRUPT_INTERVAL: Duration = Duration::from_millis(1);
@@ -39,8 +40,8 @@ const MAX_IO: std::ops::RangeInclusive<u32> = 64 << 10..=8 << 20;
 /// How a connection is served.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The CPUs whose requests are expected: one bound thread each. Empty: all that this process
-    /// may use.
+    /// The CPUs whose requests are expected: over io_uring each has a bound thread, over /dev/fuse
+    /// the threads go to those that callers are bound to. Empty: all that this process may use.
     pub cpus: Vec<usize>,
     /// Which transport.
     pub choice: Choice,
@@ -93,6 +94,7 @@ pub struct Session {
     connection: Option<u32>,
     rings: Vec<RingThread>,
     threads: Vec<JoinHandle<()>>,
+    looking: Option<Looking>,
     finished: bool,
 }
 
@@ -112,9 +114,17 @@ impl Session {
         // While this lives the session does not end, however fast its threads do.
         let starting = Guard::idle(&shared);
         let (rings, transport) = choose(&shared, &device, &config, &agreement);
-        let threads = Vec::new();
-        let mut session = Self { shared, transport, connection, rings, threads, finished: false };
-        if let Err(error) = session.answer_init(&device, unique, &agreement) {
+        let mut session = Self {
+            shared,
+            transport,
+            connection,
+            rings,
+            threads: Vec::new(),
+            looking: None,
+            finished: false,
+        };
+        let ready = session.answer_init(&device, unique, &agreement);
+        if let Err(error) = ready.and_then(|()| session.register()) {
             uring::discard(std::mem::take(&mut session.rings));
             session.finished = true;
             return Err(error);
@@ -147,7 +157,8 @@ impl Session {
     }
 
     /// Callers are numbered in the PID namespace that the mount was made in; `proc` is a proc
-    /// filesystem of it, by which it is seen that one is being killed. Without this: /proc.
+    /// filesystem of it, by which it is seen where one runs and whether it is being killed. Without
+    /// this: /proc, and the namespace of this process.
     pub fn set_proc(&self, proc: PathBuf) {
         self.shared.waits.set_proc(proc);
     }
@@ -178,7 +189,10 @@ impl Session {
     fn finish(&mut self, timeout: Duration) -> Result<()> {
         self.finished = true;
         self.shared.shut_down(timeout);
-        if !self.shared.wait(timeout) {
+        // Behind the end requests have been answered or fail, so whom it looks at goes on.
+        let ended = self.shared.wait(timeout);
+        self.looking.take().into_iter().for_each(Looking::stop);
+        if !ended {
             let ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
             let what = format!("{} threads of the mount", self.shared.state.lock().live);
             // Joining them would wait without bound: they go when their methods return.
@@ -210,18 +224,42 @@ impl Session {
         write_init(device, unique, &answer)
     }
 
+    /// Has the kernel take the rings, or does without: it may have been switched off since the
+    /// kernel made its offer, and that it has not agreed to the answer is seen here first.
+    fn register(&mut self) -> Result<()> {
+        for (index, ring) in self.rings.iter().enumerate() {
+            match ring.register() {
+                Ok(()) => {}
+                Err(error) if index == 0 && is_unsupported(&error) => {
+                    let why = "FUSE over io_uring was switched off while this was being mounted";
+                    self.transport = Transport::Device(why.into());
+                    uring::discard(std::mem::take(&mut self.rings));
+                    return Ok(());
+                }
+                Err(error) => return Err(Error::io("FUSE over io_uring: registration")(error)),
+            }
+        }
+        Ok(())
+    }
+
     /// Starts the threads that read /dev/fuse: over io_uring FORGET and INTERRUPT still come there.
     fn read_device(&mut self, device: &OwnedFd, config: &Config) -> Result<()> {
-        let mut cpus: Vec<Option<usize>> = match self.transport {
-            Transport::Uring => vec![None],
-            Transport::Device(_) => config.cpus.iter().copied().map(Some).collect(),
+        let (cpus, count): (Arc<[usize]>, usize) = match self.transport {
+            Transport::Uring => ([].into(), 1),
+            Transport::Device(_) => {
+                // One may wait, and the other serves.
+                let count = THREADS_PER_CPU * config.cpus.len();
+                self.shared.waits.set_takers(count);
+                (config.cpus.as_slice().into(), count)
+            }
         };
-        if self.transport != Transport::Uring {
-            // One may wait, and the other serves.
-            cpus = cpus.repeat(THREADS_PER_CPU);
-            self.shared.waits.set_takers(cpus.len());
+        if cpus.len() > 1 {
+            // Without it threads stay where they are.
+            self.looking = Looking::start(&self.shared.waits).ok();
         }
-        for (index, cpu) in cpus.into_iter().enumerate() {
+        for index in 0..count {
+            let cpus = Arc::clone(&cpus);
+            let looker = self.looking.as_ref().map(Looking::looker);
             // Also the first: requests read through a clone fail when it is closed, even while
             // another process holds the connection.
             let device = Arc::new(fusectl::clone_device(device)?);
@@ -229,7 +267,8 @@ impl Session {
             let thread = thread::Builder::new()
                 .name(format!("fuse-dev-{index}"))
                 .spawn(move || {
-                    if let Err(error) = dev::serve(guard.shared(), &device, cpu) {
+                    let place = Place::new(cpus, index, looker);
+                    if let Err(error) = dev::serve(guard.shared(), &device, place) {
                         guard.shared().state.lock().error.get_or_insert(error);
                     }
                     drop(device);
@@ -286,6 +325,10 @@ fn choose(
 fn usable_cpus() -> Result<Vec<usize>> {
     let set = rustix::thread::sched_getaffinity(None).map_err(Error::io("sched_getaffinity"))?;
     Ok((0..rustix::thread::CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu)).collect())
+}
+
+fn is_unsupported(error: &io::Error) -> bool {
+    Errno::from_io_error(error) == Some(Errno::OPNOTSUPP)
 }
 
 /// Reads INIT, the first request of every connection.

@@ -13,6 +13,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
@@ -42,6 +43,8 @@ pub struct Waits {
     session: OnceLock<Weak<Shared>>,
     /// A proc filesystem of the PID namespace that callers are numbered in.
     proc: Mutex<PathBuf>,
+    /// They are numbered as they are here.
+    ours: AtomicBool,
 }
 
 #[derive(Default)]
@@ -104,11 +107,29 @@ impl Waits {
             changed: Condvar::new(),
             session: OnceLock::new(),
             proc: Mutex::new("/proc".into()),
+            ours: AtomicBool::new(true),
         })
     }
 
     pub(super) fn set_proc(&self, proc: PathBuf) {
         *self.proc.lock() = proc;
+        self.ours.store(false, Ordering::Release);
+    }
+
+    /// Whether callers have the numbers that they have for this process.
+    pub(super) fn are_callers_ours(&self) -> bool {
+        self.ours.load(Ordering::Acquire)
+    }
+
+    /// A thread's `/proc/PID/stat`. May wait for that thread, so never call this where requests are
+    /// served.
+    pub(super) fn stat_of(&self, pid: u32) -> Option<Vec<u8>> {
+        std::fs::read(self.proc_of(pid)?.join("stat")).ok()
+    }
+
+    /// Where files about a thread are. 0 is the kernel, or somebody outside the namespace.
+    fn proc_of(&self, pid: u32) -> Option<PathBuf> {
+        (pid != 0).then(|| self.proc.lock().join(pid.to_string()))
     }
 
     /// Its threads belong to that session from now on.
@@ -282,8 +303,7 @@ impl Waits {
 
     /// Whether a thread has SIGKILL pending, as all threads of a process have that a signal ends.
     fn is_being_killed(&self, pid: u32) -> bool {
-        // 0 is the kernel, or somebody outside the namespace.
-        let status = (pid != 0).then(|| self.proc.lock().join(pid.to_string()).join("status"));
+        let status = self.proc_of(pid).map(|proc| proc.join("status"));
         let status = status.and_then(|path| std::fs::read_to_string(path).ok());
         status.is_some_and(|status| has_kill_pending(&status))
     }

@@ -254,6 +254,50 @@ fn callers_on_foreign_cpus_are_served_too() {
 }
 
 #[test]
+fn requests_are_served_where_they_are_made() {
+    over_each(|via| {
+        // By what callers are bound to, and by looking at them in a proc filesystem.
+        for looks in [false, true] {
+            let fixture = Fixture::new(via, Duration::ZERO);
+            if looks {
+                fixture.session().set_proc("/proc".into());
+            }
+            let file = File::open(fixture.path("small")).unwrap();
+            let all = rustix::thread::sched_getaffinity(None).unwrap();
+            let cpus: Vec<_> = (0..CpuSet::MAX_CPU).filter(|cpu| all.is_set(*cpu)).collect();
+            // Each CPU twice: who is where callers were goes on to where they are.
+            for &cpu in cpus.iter().chain(&cpus) {
+                let mut one = CpuSet::new();
+                one.set(cpu);
+                rustix::thread::sched_setaffinity(None, &one).unwrap();
+                served_on(&fixture, &file, cpu);
+            }
+            rustix::thread::sched_setaffinity(None, &all).unwrap();
+            drop(file);
+            fixture.end();
+        }
+    });
+}
+
+/// All threads see it within some requests of theirs. One alone serves many in a row now and then,
+/// not so many.
+fn served_on(fixture: &Fixture, file: &File, cpu: usize) {
+    const REQUESTS: usize = 2000;
+    let until = Instant::now() + SOON;
+    loop {
+        fixture.fs.served_on.lock().clear();
+        for _ in 0..REQUESTS {
+            rustix::fs::fstat(file).unwrap();
+        }
+        let here = fixture.fs.served_on.lock().iter().filter(|on| **on == cpu).count();
+        if here * 100 >= REQUESTS * 99 {
+            return;
+        }
+        assert!(Instant::now() < until, "CPU {cpu} serves {here} of {REQUESTS} of its requests");
+    }
+}
+
+#[test]
 fn what_is_cached_stays_until_told_otherwise() {
     over_each(|via| {
         let fixture = Fixture::new(via, LONG);

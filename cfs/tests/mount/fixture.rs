@@ -149,18 +149,25 @@ impl Switch {
         let lock = File::create(std::env::temp_dir().join("cfs-test-enable-uring.lock")).unwrap();
         rustix::fs::flock(&lock, FlockOperation::LockExclusive).unwrap();
         let before = std::fs::read_to_string(fusectl::ENABLE_URING).unwrap();
-        if before.trim() != "Y" {
-            std::fs::write(fusectl::ENABLE_URING, "Y").unwrap();
-        }
+        switch_to("Y");
         Self { before, _lock: lock }
+    }
+
+    /// Somebody switches it off, under this one's lock.
+    pub(crate) fn off_meanwhile() {
+        switch_to("N");
     }
 }
 
 impl Drop for Switch {
     fn drop(&mut self) {
-        if self.before.trim() != "Y" {
-            std::fs::write(fusectl::ENABLE_URING, self.before.trim()).unwrap();
-        }
+        switch_to(self.before.trim());
+    }
+}
+
+fn switch_to(state: &str) {
+    if std::fs::read_to_string(fusectl::ENABLE_URING).unwrap().trim() != state {
+        std::fs::write(fusectl::ENABLE_URING, state).unwrap();
     }
 }
 

@@ -51,6 +51,13 @@ pub(crate) struct MemFs {
     pub(crate) lookups: AtomicU64,
     pub(crate) forgotten: AtomicU64,
     pub(crate) getattrs: AtomicU64,
+    /// The CPUs that they were served on.
+    pub(crate) served_on: Mutex<Vec<usize>>,
+    /// Closing is told, and how often it was.
+    pub(crate) wants_flush: bool,
+    pub(crate) flushes: AtomicU64,
+    /// Done between the kernel's offer and the answer to it.
+    pub(crate) at_init: Mutex<Option<Box<dyn FnOnce() + Send>>>,
     pub(crate) destroyed: AtomicU64,
 }
 
@@ -75,6 +82,10 @@ impl MemFs {
             lookups: AtomicU64::new(0),
             forgotten: AtomicU64::new(0),
             getattrs: AtomicU64::new(0),
+            served_on: Mutex::default(),
+            wants_flush: false,
+            flushes: AtomicU64::new(0),
+            at_init: Mutex::default(),
             destroyed: AtomicU64::new(0),
         };
         fs.insert(1, 0o40755, Content::Dir(BTreeMap::new()));
@@ -216,6 +227,9 @@ impl Filesystem for MemFs {
 
     fn init(&self, agreed: &Agreed, _: &Arc<Waits>) {
         assert!(agreed.max_read >= 65_536 && agreed.kernel_minor >= 31);
+        if let Some(at_init) = self.at_init.lock().take() {
+            at_init();
+        }
     }
 
     fn destroy(&self) {
@@ -236,10 +250,19 @@ impl Filesystem for MemFs {
 
     fn getattr(&self, _: &Request, node: NodeId, reply: Reply<Attributes>) {
         self.getattrs.fetch_add(1, Ordering::Relaxed);
+        self.served_on.lock().push(rustix::thread::sched_getcpu());
         match self.nodes.lock().get(&node.0) {
             Some(node) => reply.attributes(&node.attr, self.ttl),
             None => reply.error(Errno::STALE),
         }
+    }
+
+    fn flush(&self, _: &Request, _: NodeId, _: Handle, reply: Reply<Done>) {
+        if !self.wants_flush {
+            return reply.unsupported();
+        }
+        self.flushes.fetch_add(1, Ordering::Relaxed);
+        reply.done();
     }
 
     fn statx(&self, _: &Request, node: NodeId, reply: Reply<StatxAttributes>) {

@@ -3,19 +3,20 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use cfs::mount::mountpoint::{self, MountOptions, Mounted, Unmounted};
-use cfs::mount::{Choice, Config, Session};
+use cfs::mount::{Choice, Config, Session, Transport};
 use oslet::sys::fusectl;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::fixture::{
-    Fixture, Process, SOON, Via, one_at_a_time, over_each, plays, role, start, transports,
+    Fixture, Process, SOON, Switch, Via, one_at_a_time, over_each, plays, role, start, transports,
 };
 use crate::memfs::{Content, MemFs};
 
@@ -48,6 +49,41 @@ fn a_caller_that_is_killed_is_let_go() {
         }
         fixture.end();
     });
+}
+
+/// execve(2) closes files of this mount, and waits for the answer to each FLUSH while it holds
+/// locks of the process: whoever serves that must not wait for these.
+#[test]
+fn programs_are_executed_with_files_open() {
+    over_each(|via| {
+        for looks in [false, true] {
+            let mut fs = MemFs::new(Duration::ZERO);
+            fs.wants_flush = true;
+            let fixture = Fixture::with(via, fs, |_| {});
+            if looks {
+                fixture.session().set_proc("/proc".into());
+            }
+            std::thread::scope(|scope| {
+                for _ in 0..4 {
+                    scope.spawn(|| execute(&fixture.path("cat"), &fixture.path("small")));
+                }
+            });
+            let flushes = fixture.fs.flushes.load(Ordering::Relaxed);
+            assert!(flushes >= 2 * 4 * 40 * 8, "{flushes} FLUSHes: none where execve closes files");
+            fixture.end();
+        }
+    });
+}
+
+fn execute(program: &Path, path: &Path) {
+    for _ in 0..40 {
+        let open: Vec<_> = (0..8).map(|_| File::open(path).unwrap()).collect();
+        let mut command = Command::new(program);
+        let mut cat = Process::spawn(command.arg(path).stdout(Stdio::null()));
+        drop(open);
+        let status = cat.ended(SOON).expect("it hangs");
+        assert!(status.success(), "{status}");
+    }
 }
 
 #[test]
@@ -288,6 +324,32 @@ fn leavings() -> (usize, usize, usize, usize) {
         })
         .count();
     (count("/proc/self/fd"), threads, mounts.matches("memfs").count(), large)
+}
+
+/// The kernel offers io_uring and takes it back before it is answered.
+#[test]
+fn what_is_switched_off_meanwhile_is_done_without() {
+    let _one = one_at_a_time();
+    if !transports().contains(&Via::Uring) {
+        return;
+    }
+    let switch = Switch::on();
+    let root = tempfile::tempdir().unwrap();
+    let fs = Arc::new(MemFs::new(Duration::ZERO));
+    *fs.at_init.lock() = Some(Box::new(Switch::off_meanwhile));
+    let (device, mounted) =
+        mountpoint::open_and_mount(root.path(), &MountOptions::new("memfs")).unwrap();
+    let session = Session::start(device, fs.clone(), Config::default()).unwrap();
+    drop(switch);
+    let Transport::Device(why) = session.transport() else { panic!("the kernel has agreed") };
+    assert!(why.contains("switched off"), "{why}");
+    for _ in 0..100 {
+        assert_eq!(std::fs::read(root.path().join("small")).unwrap(), b"hello\n");
+    }
+    mounted.unmount(root.path()).unwrap();
+    assert!(session.wait(SOON), "the session did not end with the mount");
+    session.stop(SOON).unwrap();
+    assert_eq!(fs.destroyed.load(Ordering::Relaxed), 1);
 }
 
 #[test]

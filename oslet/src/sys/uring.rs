@@ -71,11 +71,12 @@ pub struct RingConfig {
     pub payload_len: usize,
 }
 
-/// The thread; it waits until [`Self::start`].
+/// The thread; it waits for [`Self::register`], and then for [`Self::start`].
 pub struct RingThread {
     /// Kept until the thread has been joined (see the module's text), else leaked.
     shared: ManuallyDrop<Arc<Shared>>,
     go: Option<mpsc::Sender<()>>,
+    report: Mutex<mpsc::Receiver<io::Result<()>>>,
     thread: JoinHandle<io::Result<()>>,
 }
 
@@ -100,28 +101,18 @@ impl RingThread {
             stopping: AtomicBool::new(false),
         });
         let (go, gate) = mpsc::channel();
-        let (report, made) = mpsc::channel();
+        let (reporter, report) = mpsc::channel();
         let in_thread = shared.clone();
         let thread = thread::Builder::new()
             .name(what.clone())
             .spawn(move || {
                 let _ = in_thread.thread.set(thread::current().id());
-                let ring = match Ring::new(&config, device, &in_thread) {
-                    Ok(ring) => ring,
-                    Err(error) => {
-                        // The receiver waits in `spawn`.
-                        let _ = report.send(Err(error));
-                        return Ok(());
-                    }
-                };
-                let _ = report.send(Ok(()));
-                // A dropped sender means that this ring is not wanted after all.
-                if gate.recv().is_err() { Ok(()) } else { ring.serve(handler) }
+                run(Ring::new(&config, device, &in_thread), &gate, &reporter, handler)
             })
             .map_err(Error::io(format!("{what}: thread")))?;
-        let ring = Self { shared: ManuallyDrop::new(shared), go: Some(go), thread };
-        let made = made.recv().unwrap_or_else(|_| Err(io::Error::other("the thread panicked")));
-        match made {
+        let (shared, report) = (ManuallyDrop::new(shared), Mutex::new(report));
+        let ring = Self { shared, go: Some(go), report, thread };
+        match ring.reported() {
             Ok(()) => Ok(ring),
             Err(error) => {
                 let _ = ring.join();
@@ -130,7 +121,19 @@ impl RingThread {
         }
     }
 
-    /// Registers the entries: the connection must have been initialised.
+    /// Registers the entries: the connection must have been initialised. EOPNOTSUPP: the kernel
+    /// has not agreed to io_uring on this connection, and has none of them.
+    pub fn register(&self) -> io::Result<()> {
+        self.start();
+        self.reported()
+    }
+
+    fn reported(&self) -> io::Result<()> {
+        let report = self.report.lock().recv();
+        report.unwrap_or_else(|_| Err(io::Error::other("the thread has ended")))
+    }
+
+    /// Serves, once it has registered.
     pub fn start(&self) {
         if let Some(go) = &self.go {
             // A thread that has ended says why in `join`.
@@ -152,6 +155,32 @@ impl RingThread {
         drop(ManuallyDrop::into_inner(self.shared));
         result
     }
+}
+
+/// What the thread does. A sender that is dropped means that this ring is not wanted after all.
+fn run(
+    ring: io::Result<Ring>,
+    gate: &mpsc::Receiver<()>,
+    reporter: &mpsc::Sender<io::Result<()>>,
+    handler: impl FnMut(Slot),
+) -> io::Result<()> {
+    // Whoever asked waits for the report.
+    let report = |result| reporter.send(result).is_ok();
+    let mut ring = match ring {
+        Ok(ring) => ring,
+        Err(error) => {
+            report(Err(error));
+            return Ok(());
+        }
+    };
+    report(Ok(()));
+    if gate.recv().is_err() {
+        return Ok(());
+    }
+    let registered = ring.register_all();
+    let refused = registered.is_err();
+    report(registered);
+    if refused || gate.recv().is_err() { Ok(()) } else { ring.serve(handler) }
 }
 
 /// Asks a [`RingThread`] to end.
@@ -331,6 +360,8 @@ struct Ring {
     device: Arc<OwnedFd>,
     /// The queue of each entry.
     queue_of: Vec<u16>,
+    /// Completions to be looked at.
+    ready: Vec<cqueue::Entry>,
 }
 
 impl Ring {
@@ -353,25 +384,47 @@ impl Ring {
         let per_queue = config.entries_per_queue;
         let queue_of =
             config.queues.iter().flat_map(|queue| std::iter::repeat_n(*queue, per_queue)).collect();
-        Ok(Self { ring, shared: shared.clone(), device, queue_of })
+        Ok(Self { ring, shared: shared.clone(), device, queue_of, ready: Vec::new() })
     }
 
-    fn serve(mut self, mut handler: impl FnMut(Slot)) -> io::Result<()> {
-        for index in 0..self.queue_of.len() as u32 {
+    /// Registers all entries. What is refused completes at once, all else when a request comes.
+    fn register_all(&mut self) -> io::Result<()> {
+        let entries = self.queue_of.len();
+        for index in 0..entries as u32 {
             let sqe = self.register(index);
             self.push(sqe)?;
         }
-        self.push_poll()?;
-        let mut live = self.queue_of.len();
-        let mut ready = Vec::with_capacity(live + 1);
-        while live > 0 && !self.shared.stopping.load(Ordering::Acquire) {
-            match self.ring.submit_and_wait(1) {
+        while !self.ring.submission().is_empty() {
+            match self.ring.submit() {
                 Ok(_) => {}
                 Err(error) if again(&error) => {}
                 Err(error) => return Err(error),
             }
-            ready.extend(self.ring.completion());
-            for completion in ready.drain(..) {
+        }
+        self.ready.extend(self.ring.completion());
+        let refused = self.ready.iter().filter(|completion| completion.result() < 0);
+        let (count, first) = (refused.clone().count(), refused.map(cqueue::Entry::result).next());
+        match first.map(|result| io::Error::from_raw_os_error(-result)) {
+            None => Ok(()),
+            Some(error) if count == entries => Err(error),
+            Some(error) => {
+                Err(io::Error::other(format!("{count} of {entries} entries were refused: {error}")))
+            }
+        }
+    }
+
+    fn serve(mut self, mut handler: impl FnMut(Slot)) -> io::Result<()> {
+        self.push_poll()?;
+        let mut live = self.queue_of.len();
+        while live > 0 && !self.shared.stopping.load(Ordering::Acquire) {
+            let wanted = usize::from(self.ready.is_empty());
+            match self.ring.submit_and_wait(wanted) {
+                Ok(_) => {}
+                Err(error) if again(&error) => {}
+                Err(error) => return Err(error),
+            }
+            self.ready.extend(self.ring.completion());
+            for completion in std::mem::take(&mut self.ready) {
                 match completion.user_data() {
                     WAKE => self.woken(&completion)?,
                     _ if completion.result() < 0 => {

@@ -16,6 +16,10 @@ const LOOK: Duration = Duration::from_millis(250);
 /// How long a thread sleeps that has nothing to look for.
 const LONG: Duration = Duration::from_secs(24 * 3600);
 
+/// How long the thread lets work gather, for which nobody waits. Whoever gives it some while it
+/// rests need not wake it, which would take as long as the request that the work belongs to.
+const GATHER: Duration = Duration::from_millis(1);
+
 /// What is done behind a request, at the incarnation of the owner where the inode was held.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Work {
@@ -76,7 +80,11 @@ fn run(shown: &Shown, queue: &Receiver<Work>, ended: &AtomicBool) {
     let mut settled = 0;
     loop {
         match queue.recv_deadline(next) {
-            Ok(work) => work.run(shown),
+            Ok(first) => {
+                first.run(shown);
+                queue.try_iter().for_each(|work| work.run(shown));
+                std::thread::sleep(GATHER);
+            }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
