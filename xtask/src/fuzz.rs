@@ -57,7 +57,7 @@ const MEMORY_MIB: u32 = 2048;
 
 /// What `cargo fuzz build --sanitizer none` passes, so that the stable toolchain does. The fuzzed
 /// code has next to no unsafe code; overflow and debug assertions are on in the crate's profile.
-const FLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module -Ccodegen-units=1 \
+const FLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module \
     -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
     -Cllvm-args=-sanitizer-coverage-pc-table \
