@@ -53,8 +53,9 @@ struct Runner<'a> {
     environment: Vec<(OsString, Option<OsString>)>,
     log: &'a Path,
     until: Instant,
-    /// What gives a program mounts of its own; for root alone.
-    unshare: Option<PathBuf>,
+    /// What comes before a program: it gives it the default for signals, which a shell has background
+    /// jobs ignore, and mounts of its own; that for root alone.
+    before: Vec<OsString>,
     shared: Mutex<Shared>,
 }
 
@@ -94,10 +95,8 @@ pub(crate) fn run(
 
     let shared = Shared { waiting: programs.into(), log: text, wrong: Vec::new() };
     let until = started + limit;
-    let root = rustix::process::geteuid().is_root();
-    let unshare = root.then(|| tree::find_program("unshare", &[])).flatten();
-    let shared = Mutex::new(shared);
-    let runner = Runner { arguments, environment, log, until, unshare, shared };
+    let (shared, before) = (Mutex::new(shared), before());
+    let runner = Runner { arguments, environment, log, until, before, shared };
     alone.iter().try_for_each(|program| runner.one(program))?;
     let at_once = thread::available_parallelism().map_or(1, std::num::NonZero::get);
     thread::scope(|scope| {
@@ -123,12 +122,11 @@ impl Runner<'_> {
         }
     }
 
-    /// The program, among mounts of its own where that can be had: a cluster that starts copies all
-    /// mounts that it sees, and so keeps those of other programs from ending.
     fn command(&self, program: &Program) -> Command {
-        let Some(unshare) = self.unshare.as_ref() else { return Command::new(&program.path) };
-        let mut command = Command::new(unshare);
-        command.args(["--mount", "--propagation", "private"]).arg(&program.path);
+        let words = self.before.iter().map(OsString::as_os_str);
+        let mut words = words.chain([program.path.as_os_str()]);
+        let mut command = Command::new(words.next().unwrap_or_default());
+        command.args(words);
         command
     }
 
@@ -157,6 +155,23 @@ impl Runner<'_> {
         shared.wrong.extend(end.wrong(&program.name, limit));
         Ok(())
     }
+}
+
+/// What can be had of [`Runner::before`]. A cluster that starts copies all mounts that it sees, and
+/// so would keep those of other programs from ending.
+fn before() -> Vec<OsString> {
+    let mut words = Vec::new();
+    // Of coreutils 8.31 and later.
+    let signals = || Command::new("env").args(["--default-signal", "true"]).output();
+    if signals().is_ok_and(|output| output.status.success()) {
+        words.extend(["env", "--default-signal"].map(Into::into));
+    }
+    let root = rustix::process::geteuid().is_root();
+    if let Some(unshare) = root.then(|| tree::find_program("unshare", &[])).flatten() {
+        words.push(unshare.into());
+        words.extend(["--mount", "--propagation", "private"].map(Into::into));
+    }
+    words
 }
 
 /// The test programs that cargo's messages name.
@@ -221,7 +236,7 @@ mod tests {
             environment: Vec::new(),
             log: &log,
             until: Instant::now() + Duration::from_secs(60),
-            unshare: None,
+            before: before(),
             shared: Mutex::new(shared),
         };
         runner.work().unwrap();
