@@ -53,8 +53,8 @@ struct Runner<'a> {
     environment: Vec<(OsString, Option<OsString>)>,
     log: &'a Path,
     until: Instant,
-    /// What comes before a program: it gives it the default for signals, which a shell has background
-    /// jobs ignore, and mounts of its own; that for root alone.
+    /// What comes before a program: it gives it the default for signals, which a shell has
+    /// background jobs ignore, and mounts of its own; that for root alone.
     before: Vec<OsString>,
     shared: Mutex<Shared>,
 }
