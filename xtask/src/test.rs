@@ -158,6 +158,11 @@ impl Session {
         command.args(words.map(|word| if word == "HOST" { &host } else { word }));
         command.current_dir(&self.root).env("PATH", self.path()?);
         command.env("CARGO_TERM_COLOR", "never");
+        // Build scripts look at what cargo has told this program of itself: whoever builds without
+        // it would build their crates once more, and what depends on them.
+        for (name, _) in env::vars_os().filter(|(name, _)| is_about_us(name)) {
+            command.env_remove(name);
+        }
         // The optimised binary, for the scenarios that run it.
         command.env("OSLET_BIN", self.target.join("release/oslet"));
         if self.full {
@@ -207,6 +212,12 @@ impl Outcome {
         }
         Ok(())
     }
+}
+
+/// Whether a variable is one that cargo sets for a program that it runs.
+fn is_about_us(name: &std::ffi::OsStr) -> bool {
+    let name = name.to_string_lossy();
+    name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
 }
 
 /// Prints what was run how often, what was not and why, and last of all the counts alone.
